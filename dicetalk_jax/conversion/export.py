@@ -1,0 +1,151 @@
+"""A weights folder -> the released layout."""
+
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import safetensors.numpy
+
+from dicetalk_jax.conversion.engine import flatten
+from dicetalk_jax.conversion.networks import TABLES
+from dicetalk_jax.conversion.readers import DTYPES, SAFETENSORS_DTYPES, import_torch
+from dicetalk_jax.conversion.released import OWN, PARTS, SETTINGS, is_adapter
+from dicetalk_jax.conversion.store import (
+  PRIORS,
+  SOURCE,
+  item_shapes,
+  new_folder,
+  read_config,
+  read_item,
+  read_json,
+)
+from dicetalk_jax.errors import WeightsError
+
+
+def export(
+  weights: str | os.PathLike,
+  target: str | os.PathLike,
+  all: bool = False,
+  progress: Callable[[str, int, int], None] | None = None,
+) -> list[str]:
+  """Writes the released layout's files; returns their paths within `target`.
+
+  Converted weights give the files they came from, each tensor bit-equal and in its place. Weights without a source, as
+  from training, give files of the released names. all: the parts by others too (Stable Video Diffusion, Whisper, RIFE),
+  with their JSON files and the emotion priors. progress is called with (file, files done, files in all).
+  Raises WeightsError where the folder is damaged or, being slim, has not kept what a file needs; OutputError where
+  `target` cannot be written; MissingDependencyError without PyTorch.
+  """
+  weights = pathlib.Path(weights).expanduser()
+  config = read_config(weights)
+  source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else _canonical(weights, config)
+  files = [file for file in source["files"] if all or file["path"].startswith(f"{OWN}/")]
+  for file in files:
+    if any(place is None and kept is not None for *_, place, kept in file["tensors"]) and not file["retained"]:
+      raise WeightsError(
+        f"{weights} was converted with --slim and has not kept all of {file['path']}; convert the release without it."
+      )
+  needed = sum(
+    DTYPES[dtype].itemsize * int(np.prod(shape)) for file in files for _, dtype, shape, *_ in file["tensors"]
+  )
+  with new_folder(target, needed) as folder:
+    network, params = None, {}
+    for number, file in enumerate(files):
+      if file["network"] != network:
+        params.clear()
+        network, params = file["network"], flatten(read_item(weights / file["network"]))
+      path = folder / file["path"]
+      path.parent.mkdir(parents=True, exist_ok=True)
+      _write(path, file, _tensors(weights, file, params))
+      if progress:
+        progress(file["path"], number + 1, len(files))
+    if all:
+      for name, text in source["documents"].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+      _write_priors(weights, folder)
+  return [file["path"] for file in files]
+
+
+def _tensors(weights: pathlib.Path, file: Mapping, params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, array) of one file, in its order."""
+  retained = flatten(read_item(weights / file["retained"])) if file["retained"] else {}
+  table = TABLES[file["network"]]
+  for key, dtype, shape, path, kept in file["tensors"]:
+    if path is not None:
+      yield key, table.rule(key).transform.to_torch(params[path])
+    elif kept is not None:
+      yield key, retained[kept]
+    else:
+      yield key, np.empty(shape, DTYPES[dtype])
+
+
+def _write(path: pathlib.Path, file: Mapping, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+  if path.suffix == ".safetensors":
+    _write_safetensors(path, file, tensors)
+    return
+  torch = import_torch(f"Writing {file['path']}")
+  state = {}
+  for key, array in tensors:
+    # NumPy has no bfloat16 that PyTorch knows, so the bytes go over.
+    raw = torch.from_numpy(np.frombuffer(bytearray(array.tobytes()), np.uint8))
+    dtype = getattr(torch, array.dtype.name)
+    state[key] = raw.view(dtype).reshape(array.shape) if array.size else torch.empty(array.shape, dtype=dtype)
+  torch.save({file["wrapper"]: state} if file["wrapper"] else state, path)
+
+
+def _write_safetensors(path: pathlib.Path, file: Mapping, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+  """One tensor at a time and in the source's order, where the library wants all of them and sorts."""
+  names = {ours: theirs for theirs, ours in SAFETENSORS_DTYPES.items()}
+  header, end = ({"__metadata__": file["metadata"]} if file["metadata"] else {}), 0
+  for key, dtype, shape, *_ in file["tensors"]:
+    start, end = end, end + DTYPES[dtype].itemsize * int(np.prod(shape))
+    header[key] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, end]}
+  text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+  text += b" " * (-len(text) % 8)
+  with path.open("wb") as out:
+    out.write(struct.pack("<Q", len(text)) + text)
+    for _, array in tensors:
+      out.write(np.ascontiguousarray(array).tobytes())
+
+
+def _write_priors(weights: pathlib.Path, folder: pathlib.Path) -> None:
+  """In the released form: a pickled 0-d object array of {'mu': (1, 256)}."""
+  if not (weights / PRIORS).is_file():
+    return
+  (folder / "emotion_priors").mkdir()
+  stored = safetensors.numpy.load_file(weights / PRIORS)
+  for label in (name for name in stored if "/" not in name):
+    prior = {"mu": stored[label][None]}
+    if f"{label}/sigma" in stored:
+      prior["sigma"] = stored[f"{label}/sigma"][None]
+    np.save(folder / "emotion_priors" / f"{label}.npy", np.array(prior, dtype=object), allow_pickle=True)
+
+
+def _canonical(weights: pathlib.Path, config: Mapping) -> dict:
+  """A listing as `convert` makes it, for weights that came from no file: released file names, the table's names."""
+  files, documents = [], {name: _dump(config[key]) for key, name in SETTINGS.items() if config.get(key)}
+  for part in PARTS:
+    if part.network not in config["networks"]:
+      continue
+    table, tensors = TABLES[part.network], []
+    for path, leaf in item_shapes(weights / part.network).items():
+      key = table.key(path)
+      shape = table.rule(key).transform.torch_shape(leaf.shape)
+      tensors.append([key, np.dtype(leaf.dtype).name, shape, path, None])
+    file = {"network": part.network, "wrapper": None, "metadata": {"format": "pt"}, "retained": None}
+    if part.overlay:
+      files.append(file | {"path": f"{OWN}/{part.overlay}.pth", "tensors": tensors})
+      tensors = [tensor for tensor in tensors if not is_adapter(tensor[0])]
+    files.append(file | {"path": f"{part.folder}/{part.written}", "tensors": tensors})
+    if part.config:
+      published = {key: value for key, value in config["networks"][part.network].items() if key != "adapter_scales"}
+      documents[f"{part.folder}/config.json"] = _dump(published)
+  return {"files": files, "documents": documents}
+
+
+def _dump(value) -> str:
+  return json.dumps(value, indent=2) + "\n"

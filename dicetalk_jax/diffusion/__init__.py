@@ -1,0 +1,1 @@
+"""The mathematics of sampling and training, as plain functions."""

@@ -1,0 +1,1 @@
+"""From a portrait, speech and an emotion to a video."""

@@ -1,0 +1,190 @@
+"""A weights folder: what `dicetalk convert` writes, and every other verb reads."""
+
+import collections
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from dicetalk_jax.conversion.convert import convert, write_priors
+from dicetalk_jax.conversion.engine import flatten, unflatten
+from dicetalk_jax.conversion.networks import NETWORKS, build
+from dicetalk_jax.conversion.released import PRIOR_FOLDERS
+from dicetalk_jax.conversion.store import (
+  CONFIG,
+  FORMAT,
+  PRIORS,
+  VERSION,
+  item_shapes,
+  new_folder,
+  read_config,
+  read_item,
+  write_item,
+  write_json,
+)
+from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.inference.priors import read_priors
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkInfo:
+  """What a weights folder holds of one network; `bytes` as stored."""
+
+  parameters: int
+  bytes: int
+  dtypes: dict[str, int]
+  architecture: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+  """What a weights folder holds; str() of it is for people."""
+
+  folder: pathlib.Path
+  version: int
+  networks: dict[str, NetworkInfo]
+  emotions: list[str]
+  source: list[str]
+
+  def __str__(self):
+    rows = [f"{self.folder}: format version {self.version}", ""]
+    rows.append(f"{'network':<20}{'parameters':>14}{'size':>11}  {'stored as':<20}architecture")
+    for name, network in self.networks.items():
+      dtypes = ", ".join(network.dtypes)
+      facts = ", ".join(f"{key} {_short(value)}" for key, value in network.architecture.items())
+      rows.append(f"{name:<20}{network.parameters:>14,}{_size(network.bytes):>11}  {dtypes:<20}{facts}")
+    total = sum(network.bytes for network in self.networks.values())
+    parameters = sum(network.parameters for network in self.networks.values())
+    rows += [f"{'all':<20}{parameters:>14,}{_size(total):>11}", ""]
+    rows.append(f"emotions: {', '.join(self.emotions) or 'none (convert with --priors DIR to have some)'}")
+    rows.append(f"source: {', '.join(self.source) or 'trained'}")
+    return "\n".join(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """An opened weights folder; `config` is its config.json: networks, sampler, image_processor, audio_processor, …"""
+
+  folder: pathlib.Path
+  config: dict
+
+  @classmethod
+  def open(cls, folder: str | os.PathLike) -> "Weights":
+    """Raises WeightsError for a folder that is missing, another thing, incomplete or of a newer format version."""
+    folder = pathlib.Path(folder).expanduser().absolute()
+    return cls(folder, read_config(folder))
+
+  @classmethod
+  def save(
+    cls,
+    folder: str | os.PathLike,
+    networks: Mapping[str, Mapping],
+    config: Mapping,
+    priors: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+  ) -> "Weights":
+    """Writes networks that came from training: name -> nested parameters, each kept in its own dtype.
+
+    config: as `Weights.config`, of which "networks" (name -> architecture, see `conversion.networks.build`) must cover
+    `networks`. Raises OutputError where `folder` cannot be written.
+    """
+    config = {k: v for k, v in config.items() if k != "source"} | {"format": FORMAT, "version": VERSION}
+    config["networks"] = {name: config["networks"][name] for name in networks}
+    size = sum(leaf.nbytes for params in networks.values() for leaf in jax.tree.leaves(params))
+    with new_folder(folder, needed=size) as unfinished:
+      for name, params in networks.items():
+        write_item(unfinished / name, [flatten(params)])
+      if priors:
+        write_priors(priors, unfinished / PRIORS)
+      write_json(config | {"emotions": sorted(priors or ())}, unfinished / CONFIG)
+    return cls.open(folder)
+
+  def module(self, network: str, dtype=jnp.float32) -> nn.Module:
+    """The Flax module of a network, computing in `dtype`."""
+    return build(network, self._architecture(network), dtype)
+
+  def load(self, network: str, dtype=None, sharding=None) -> dict:
+    """A network's parameters as nested jax.Arrays.
+
+    dtype: to cast to while reading; None keeps what is stored. sharding: a Sharding for all, a nested dict of them as
+    the parameters, or None for the default device. Raises WeightsError where the folder is damaged.
+    """
+    self._architecture(network)
+    if sharding is None:
+      sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = flatten(sharding) if isinstance(sharding, Mapping) else collections.defaultdict(lambda: sharding)
+    abstract = {
+      path: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=shardings[path])
+      for path, leaf in item_shapes(self.folder / network).items()
+    }
+    return read_item(self.folder / network, unflatten(abstract))
+
+  def priors(self) -> dict[str, dict[str, np.ndarray]]:
+    """label -> {'mu': (256,)[, 'sigma': (256,)]} float32, empty where there are none; WeightsError where damaged."""
+    path, priors = self.folder / PRIORS, {}
+    if not self.config.get("emotions"):
+      return priors
+    try:
+      stored = safetensors.numpy.load_file(path)
+    except (OSError, SafetensorError) as error:
+      raise WeightsError(f"{path} is missing or damaged ({error}); convert or copy the weights again.") from None
+    for name, vector in stored.items():
+      label, _, field = name.partition("/")
+      priors.setdefault(label, {})[field or "mu"] = vector
+    return priors
+
+  def info(self) -> Info:
+    """What the folder holds, without reading arrays."""
+    networks = {}
+    for name in self.config["networks"]:
+      leaves = item_shapes(self.folder / name).values()
+      dtypes = collections.Counter()
+      for leaf in leaves:
+        dtypes[np.dtype(leaf.dtype).name] += math.prod(leaf.shape)
+      size = sum(np.dtype(dtype).itemsize * count for dtype, count in dtypes.items())
+      networks[name] = NetworkInfo(dtypes.total(), size, dict(dtypes), self._architecture(name))
+    emotions, source = self.config.get("emotions", []), self.config.get("source", [])
+    return Info(self.folder, self.config["version"], networks, list(emotions), list(source))
+
+  def _architecture(self, network: str) -> dict:
+    if network not in self.config["networks"]:
+      held = ", ".join(self.config["networks"])
+      raise WeightsError(f"{self.folder} has no {network}; it holds {held} (all there is: {', '.join(NETWORKS)}).")
+    return self.config["networks"][network]
+
+
+def convert_release(
+  source: str | os.PathLike,
+  weights: str | os.PathLike,
+  priors_folder: str | os.PathLike | None = None,
+  slim: bool = False,
+  progress: Callable[[str, int, int], None] | None = None,
+) -> Weights:
+  """`conversion.convert.convert` with the emotion priors of `priors_folder` (<label>.npy and the like).
+
+  Without one, priors are taken from `emotion_priors`, `DICE-Talk/emotion_priors` or `examples/emo` in `source`, if
+  there; weights without priors have no emotion labels. Raises InputError for priors that cannot be used, and what
+  `convert` raises.
+  """
+  source = pathlib.Path(source).expanduser()
+  if priors_folder is None:
+    folders = [source / name for name in PRIOR_FOLDERS]
+    priors_folder = next((folder for folder in folders if any(folder.glob("*.npy"))), None)
+  priors = read_priors(priors_folder) if priors_folder is not None else None
+  convert(source, weights, priors, slim, progress)
+  return Weights.open(weights)
+
+
+def _size(count: int) -> str:
+  return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _short(value) -> str:
+  return "×".join(map(str, value)) if isinstance(value, list) else str(value)

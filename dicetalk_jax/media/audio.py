@@ -1,0 +1,174 @@
+"""Speech: any sound -> 16 kHz mono, and Whisper's log-mel spectrogram of it."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import soxr
+
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.media.files import decoded, existing_file
+
+RATE = 16000
+# Two frames at 12.5 a second, the fewest that make a video.
+SHORTEST_SECONDS = 2 / 12.5
+SILENCE = 1e-3  # a peak of -60 dBFS
+
+# Whisper's spectrogram (transformers: WhisperFeatureExtractor): 25 ms windows every 10 ms, in chunks of 30 s.
+CHUNK_SAMPLES = 30 * RATE
+WINDOW_SAMPLES, HOP_SAMPLES = 400, 160
+
+# WAV and its kin, FLAC, Ogg, AIFF, CAF, AU: libsndfile reads them bit for bit as the release does. It knows mp3 too,
+# but prints to the terminal about a damaged one.
+_LIBSNDFILE_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
+
+
+def read_audio(source, rate: int = RATE) -> np.ndarray:
+  """Any sound -> (n,) float32 mono at `rate` samples a second.
+
+  source: as in `read_sound`, or an array alone, which is at `rate` already. As the release does: the mean of the
+  channels, soxr's HQ filter, n = ⌈samples · rate / source rate⌉. Raises InputError as `read_sound` does, and for less
+  than two frames at 12.5 a second (0.16 s).
+  """
+  if isinstance(source, np.ndarray | list):
+    source = (source, rate)
+  sound, found = read_sound(source)
+  mono = sound.mean(axis=1)
+  if len(mono) < SHORTEST_SECONDS * found:
+    raise InputError(
+      f"{_name(source)} lasts {len(mono) / found:.3f} s; a video needs at least two frames, "
+      f"{SHORTEST_SECONDS:.2f} s of sound"
+    )
+  if found == rate:
+    return mono
+  wanted = -(-len(mono) * rate // found)
+  mono = soxr.resample(mono, found, rate, quality="HQ")[:wanted]
+  return np.pad(mono, (0, wanted - len(mono)))
+
+
+def read_sound(source) -> tuple[np.ndarray, int]:
+  """A sound as it is: (samples, channels) float32 and its rate.
+
+  source: a path of any audio file, or video file with sound, or a pair (array, rate), the array (n,) or
+  (n, channels), float, int16 or int32. Of a file cut short, what can be decoded. Raises InputError for what is missing,
+  not decodable or without a sound stream, and for samples that are not finite.
+  """
+  if isinstance(source, str | Path):
+    sound, rate = _read_file(existing_file(source, "audio"))
+  else:
+    sound, rate = _from_array(source)
+  if not len(sound):
+    raise InputError(f"{_name(source)} holds no sound (0 samples)")
+  if bad := np.count_nonzero(~np.isfinite(sound)):
+    first = np.argmax(~np.isfinite(sound).all(axis=1)) / rate
+    raise InputError(f"{_name(source)} has {bad} samples that are NaN or infinite, the first at {first:.3f} s")
+  return sound, rate
+
+
+def is_silent(audio: np.ndarray) -> bool:
+  """True where no sample reaches -60 dB of full scale."""
+  return bool(np.max(np.abs(audio), initial=0) < SILENCE)
+
+
+def log_mel(audio: np.ndarray, config: Mapping | None = None) -> np.ndarray:
+  """16 kHz mono (n,) -> Whisper's log-mel (chunks, 3000, bins) float32, in chunks of 30 s padded with silence.
+
+  config: the Whisper model's config.json, for its `num_mel_bins` (80). It is computed in numpy whatever else is
+  installed, so that it is the same everywhere.
+  """
+  # Importing transformers takes a second, which reading a sound should not cost.
+  from transformers.audio_utils import spectrogram, window_function
+
+  bins = (config or {}).get("num_mel_bins", 80)
+  chunks = max(1, -(-len(audio) // CHUNK_SAMPLES))
+  padded = np.pad(audio.astype(np.float32), (0, chunks * CHUNK_SAMPLES - len(audio)))
+  mels = []
+  for chunk in padded.reshape(chunks, CHUNK_SAMPLES):
+    mel = spectrogram(
+      chunk,
+      window_function(WINDOW_SAMPLES, "hann"),
+      frame_length=WINDOW_SAMPLES,
+      hop_length=HOP_SAMPLES,
+      power=2.0,
+      mel_filters=_mel_filters(bins),
+      log_mel="log10",
+    )[:, :-1]
+    mels.append((np.maximum(mel, mel.max() - 8) + 4) / 4)
+  return np.stack(mels).transpose(0, 2, 1).astype(np.float32)  # (chunk, bin, time) -> (chunk, time, bin)
+
+
+@functools.cache
+def _mel_filters(bins: int) -> np.ndarray:
+  from transformers.audio_utils import mel_filter_bank
+
+  return mel_filter_bank(1 + WINDOW_SAMPLES // 2, bins, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney")
+
+
+def _name(source) -> str:
+  return f"audio {source}" if isinstance(source, str | Path) else "the audio array"
+
+
+def _from_array(source) -> tuple[np.ndarray, int]:
+  try:
+    array, rate = source
+    array, rate = np.asarray(array), int(rate)
+  except (TypeError, ValueError):
+    raise InputError(
+      "audio must be a path, a pair (array, samples a second) or an array at the rate asked for"
+    ) from None
+  if rate <= 0:
+    raise InputError(f"an audio array's rate must be positive; this one is {rate}")
+  if array.ndim == 1:
+    array = array[:, None]
+  if array.ndim != 2 or array.shape[1] > max(array.shape[0], 1):
+    raise InputError(f"an audio array must be (samples,) or (samples, channels); this one is {array.shape}")
+  if array.dtype in (np.int16, np.int32):
+    return array.astype(np.float32) / -float(np.iinfo(array.dtype).min), rate
+  if array.dtype.kind != "f":
+    raise InputError(f"an audio array must be float in [-1, 1], int16 or int32; this one is {array.dtype}")
+  return array.astype(np.float32), rate
+
+
+def _read_file(path: Path) -> tuple[np.ndarray, int]:
+  with path.open("rb") as file:
+    known = file.read(4) in _LIBSNDFILE_MAGIC
+  if known:
+    try:
+      sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
+      return sound, rate
+    except soundfile.LibsndfileError:
+      pass  # such as an AVI, which is RIFF too
+  return _decode(path)
+
+
+def _decode(path: Path) -> tuple[np.ndarray, int]:
+  """The first sound stream of a file FFmpeg knows, as far as it can be decoded."""
+  unreadable = f"audio {path} is not a sound that can be read, or is damaged"
+  try:
+    with av.open(str(path)) as container:
+      if not container.streams.audio:
+        raise InputError(f"audio {path} has no sound stream; give a sound file or a video with sound")
+      return _join(decoded(container, container.streams.audio[0]))
+  except (av.FFmpegError, OSError, ValueError) as error:
+    raise InputError(f"{unreadable} ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _join(frames: Iterable[av.AudioFrame]) -> tuple[np.ndarray, int]:
+  """Decoded frames -> (samples, channels) float32 and the rate, both as in the first frame."""
+  blocks, layout, rate, source, resampler = [], None, 0, None, None
+  for frame in frames:
+    if resampler is None:
+      layout, rate = frame.layout, frame.sample_rate
+    # A stream may change in the middle; a resampler serves one kind of frame.
+    kind = frame.format.name, frame.layout.name, frame.sample_rate
+    if kind != source:
+      blocks += [] if resampler is None else resampler.resample(None)
+      source, resampler = kind, av.AudioResampler(format="fltp", layout=layout, rate=rate)
+    blocks += resampler.resample(frame)
+  if resampler is None:
+    raise ValueError("nothing in it can be decoded")
+  blocks += resampler.resample(None)
+  return np.concatenate([block.to_ndarray() for block in blocks], axis=1).T, rate  # (channel, n) -> (n, channel)

@@ -1,0 +1,328 @@
+"""Video files <-> arrays: H.264 and AAC out, anything FFmpeg knows in."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soxr
+
+from dicetalk_jax.errors import InputError, OutputError
+from dicetalk_jax.media.files import decoded, existing_file
+from dicetalk_jax.media.image import resize
+
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+CRF = "18"
+# AAC comes in blocks of 1024 samples: at a lower rate the last one would reach more than a frame past the end.
+AAC_RATES = (32000, 44100, 48000)
+AAC_BITS_PER_SECOND = 128_000  # for each channel
+_BT709 = 1  # the code of matrix, primaries and transfer alike (ISO/IEC 23091-2)
+_LIMITED_RANGE = 1
+
+
+def check_target(path) -> Path:
+  """The path of a video that can be written there; its folder is made where it is missing.
+
+  Raises InputError for a folder or an unknown suffix, OutputError where the folder cannot be made or written in.
+  """
+  path = Path(path).expanduser()
+  if path.suffix.lower() not in CONTAINERS:
+    raise InputError(f"video {path} ends in '{path.suffix}'; give a name that ends in {', '.join(CONTAINERS)}")
+  if path.is_dir():
+    raise InputError(f"video {path} is a folder; give the name of a file in it")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except FileExistsError as error:
+    raise OutputError(f"video {path} cannot be written: {path.parent} is a file, not a folder") from error
+  except OSError as error:
+    raise OutputError(f"video {path} cannot be written: its folder cannot be made ({error.strerror})") from error
+  try:
+    with tempfile.TemporaryFile(dir=path.parent):
+      pass
+  except OSError as error:
+    raise OutputError(f"video {path} cannot be written: its folder takes no file ({error.strerror})") from error
+  return path
+
+
+def write_video(
+  path,
+  frames: Iterable[np.ndarray],
+  fps: float,
+  audio: np.ndarray | None = None,
+  sample_rate: int = 16000,
+  progress: Callable[[int, int | None], None] | None = None,
+  size: tuple[int, int] | None = None,
+) -> Path:
+  """Writes H.264 (crf 18, yuv420p) and AAC; the file appears at `path` only when it is whole.
+
+  frames: (n, h, w, 3), or an iterator of (h, w, 3), float in [0, 1] or uint8; `size` (width, height) resizes them. An
+  odd width or height gets its last column or row twice, as yuv420p wants even ones. audio: (samples,) or
+  (samples, channels) float in [-1, 1]; it is never cut: the last frame is held until the video lasts as long, to within
+  one frame. progress(done, total) is called after each frame, total None for an iterator. Raises InputError for a
+  target or frames that no video can be made of, and OutputError where writing fails: what was computed is then kept by
+  `keep_frames`, and the text says where.
+  """
+  if not (isinstance(fps, int | float | Fraction | np.number) and math.isfinite(fps) and fps > 0):
+    raise InputError(f"a video's frames a second must be positive; this is {fps}")
+  total = len(frames) if hasattr(frames, "__len__") else None
+  frames = map(_to_uint8, frames)
+  first = next(frames, None)
+  if first is None:
+    raise InputError("a video needs at least one frame; there is none")
+  # Frames of an iterator exist nowhere else should writing fail.
+  written: list[np.ndarray] = []
+  path = Path(path).expanduser()
+  partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+  try:
+    check_target(path)
+    stream = _remember(itertools.chain([first], frames), written)
+    _encode(partial, stream, total, fps, audio, sample_rate, progress, size)
+    os.replace(partial, path)
+  except (OSError, av.FFmpegError, OutputError) as error:
+    rest = frames if written else itertools.chain([first], frames)
+    kept = keep_frames(np.stack([*written, *rest]), path, fps, audio, sample_rate)
+    where = f"the frames are kept in {kept}" if kept else "the frames could not be kept anywhere either"
+    reason = error if isinstance(error, OutputError) else f"video {path} cannot be written: {error.strerror or error}"
+    raise OutputError(f"{reason}; {where}") from error
+  finally:
+    # Where the folder itself is not one, there is nothing to remove.
+    if partial.parent.is_dir():
+      partial.unlink(missing_ok=True)
+  return path
+
+
+def keep_frames(frames: np.ndarray, target, fps: float, audio=None, sample_rate: int = 16000) -> Path | None:
+  """Saves frames as `<target>-frames.npz` beside the target, else in the current or the temporary folder.
+
+  The file holds what `write_video` takes: frames (uint8), fps, and audio and sample_rate where there is a sound.
+  Returns its path, None where no folder could be written to.
+  """
+  target = Path(target)
+  sound = {} if audio is None else {"audio": np.asarray(audio, np.float32), "sample_rate": sample_rate}
+  for folder in (target.parent, Path.cwd(), Path(tempfile.gettempdir())):
+    for number in itertools.count(1):
+      path = folder / f"{target.stem}-frames{'' if number == 1 else f'-{number}'}.npz"
+      try:
+        with path.open("xb") as file:
+          try:
+            np.savez(file, frames=frames, fps=float(fps), **sound)
+          except BaseException:
+            path.unlink()
+            raise
+      except FileExistsError:
+        continue
+      except OSError:
+        break
+      return path.resolve()
+  return None
+
+
+def _remember(frames, written):
+  for frame in frames:
+    written.append(frame)
+    yield frame
+
+
+def _to_uint8(frame) -> np.ndarray:
+  frame = np.asarray(frame)
+  if frame.ndim != 3 or frame.shape[-1] != 3 or (frame.dtype != np.uint8 and frame.dtype.kind != "f"):
+    raise InputError(f"a frame must be (h, w, 3), uint8 or float in [0, 1]; this one is {frame.shape} {frame.dtype}")
+  if frame.dtype == np.uint8:
+    return frame
+  return np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
+
+
+def _encode(path, frames, total, fps, audio, sample_rate, progress, size):
+  container_format = CONTAINERS[path.suffix.lower()]
+  # The index goes to the front, so that a browser plays the file while it loads.
+  options = {} if container_format == "matroska" else {"movflags": "+faststart"}
+  fps = Fraction(fps).limit_denominator(1001)
+  with av.open(str(path), "w", format=container_format, options=options) as container:
+    video = container.add_stream("libx264", rate=fps, options={"crf": CRF})
+    sound = None if audio is None else _Sound(container, audio, sample_rate)
+    wanted = 0 if sound is None else math.ceil(sound.seconds * fps)
+    done = 0
+    for frame in frames:
+      picture = _even(frame if size is None else resize(frame, size))
+      if done == 0:
+        video.height, video.width = picture.shape[:2]
+        video.pix_fmt = "yuv420p"
+        context = video.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+      _put_frame(container, video, picture, done, fps)
+      done += 1
+      if sound:
+        sound.put(done / fps)
+      if progress:
+        progress(done, total)
+    for index in range(done, wanted):
+      _put_frame(container, video, picture, index, fps)
+      sound.put((index + 1) / fps)
+    container.mux(video.encode(None))
+    if sound:
+      sound.finish()
+
+
+def _put_frame(container, stream, picture, index, fps):
+  frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+  frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+  frame.pts, frame.time_base = index, 1 / fps
+  container.mux(stream.encode(frame))
+
+
+def _even(picture):
+  height, width = picture.shape[:2]
+  return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+class _Sound:
+  """An AAC stream that is fed as the pictures come, so that the two lie interleaved in the file."""
+
+  def __init__(self, container, audio, sample_rate):
+    audio = np.asarray(audio, np.float32)
+    audio = audio[:, None] if audio.ndim == 1 else audio
+    if audio.ndim != 2 or not len(audio) or not np.isfinite(audio).all():
+      raise InputError(f"a video's sound must be finite, (samples,) or (samples, channels); this one is {audio.shape}")
+    if audio.shape[1] > 2:
+      audio = audio.mean(axis=1, keepdims=True)
+    self.seconds = Fraction(len(audio), int(sample_rate))
+    if sample_rate not in AAC_RATES:
+      audio = soxr.resample(audio, sample_rate, AAC_RATES[-1])
+      sample_rate = AAC_RATES[-1]
+    self._audio, self._rate, self._done = np.clip(audio, -1, 1), int(sample_rate), 0
+    channels = audio.shape[1]
+    self._layout = "mono" if channels == 1 else "stereo"
+    self._container = container
+    self._stream = container.add_stream("aac", rate=self._rate, layout=self._layout)
+    self._stream.bit_rate = channels * AAC_BITS_PER_SECOND
+
+  def put(self, until):
+    """Encodes the samples up to a time in seconds."""
+    end = min(len(self._audio), math.ceil(until * self._rate))
+    if end > self._done:
+      block = np.ascontiguousarray(self._audio[self._done : end].T)  # (sample, channel) -> (channel, sample)
+      frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self._layout)
+      frame.sample_rate, frame.pts, frame.time_base = self._rate, self._done, Fraction(1, self._rate)
+      self._container.mux(self._stream.encode(frame))
+      self._done = end
+
+  def finish(self):
+    self.put(self.seconds + 1)
+    self._container.mux(self._stream.encode(None))
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+  """What a video file holds: pixels, frames a second, seconds; sound values are None where there is none."""
+
+  width: int
+  height: int
+  fps: float
+  duration: float
+  frames: int
+  video_codec: str
+  pixel_format: str
+  has_audio: bool
+  audio_duration: float | None
+  audio_codec: str | None
+  sample_rate: int | None
+
+
+def probe(source) -> VideoInfo:
+  """Sizes, durations and codecs of a video, counted packet by packet; InputError as in `read_video`."""
+  path = existing_file(source, "video")
+  with _opened(path) as container:
+    streams = [container.streams.video[0], *container.streams.audio[:1]]
+    spans = {stream.index: [0, math.inf, -math.inf] for stream in streams}
+    for packet in container.demux(streams):
+      if packet.pts is not None:
+        span, start = spans[packet.stream.index], packet.pts * packet.time_base
+        span[:] = span[0] + 1, min(span[1], start), max(span[2], start + (packet.duration or 0) * packet.time_base)
+    video, audio = streams[0], streams[1] if len(streams) > 1 else None
+    frames, begin, end = spans[video.index]
+    if not frames:
+      raise InputError(f"video {path} is damaged: it holds no picture")
+    _, sound_begin, sound_end = spans[audio.index] if audio else (0, 0, 0)
+    return VideoInfo(
+      width=video.codec_context.width,
+      height=video.codec_context.height,
+      fps=float(video.average_rate or 0),
+      duration=float(end - begin),
+      frames=frames,
+      video_codec=video.codec_context.name,
+      pixel_format=video.codec_context.pix_fmt,
+      has_audio=audio is not None,
+      audio_duration=None if audio is None else max(0.0, float(sound_end - max(0, sound_begin))),
+      audio_codec=None if audio is None else audio.codec_context.name,
+      sample_rate=None if audio is None else audio.codec_context.sample_rate,
+    )
+
+
+def read_video(source, fps: float | None = None, max_frames: int | None = None) -> tuple[np.ndarray, float]:
+  """A video file -> frames (n, h, w, 3) uint8 RGB as they are meant to be seen, and frames a second.
+
+  With `fps` frame k is the one shown at time k / fps; else the file's own frames and average rate. At most `max_frames`
+  are read. Of a file cut short, what can be decoded. Raises InputError for what is missing, not decodable or without
+  pictures, and for a rate or number that is not positive.
+  """
+  path = existing_file(source, "video")
+  if fps is not None and not (math.isfinite(fps) and fps > 0):
+    raise InputError(f"frames a second must be positive; this is {fps}")
+  if max_frames is not None and max_frames < 1:
+    raise InputError(f"the number of frames to read must be positive; this is {max_frames}")
+  with _opened(path) as container:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    rate = fps or float(stream.average_rate or 25)
+    shown = _as_stored(container, stream) if fps is None else _resampled(container, stream, fps)
+    frames = list(itertools.islice(shown, max_frames))
+  if not frames:
+    raise InputError(f"video {path} is damaged: no picture in it can be decoded")
+  return np.stack(frames), float(rate)
+
+
+@contextlib.contextmanager
+def _opened(path):
+  try:
+    container = av.open(str(path))
+  except (av.FFmpegError, OSError, ValueError) as error:
+    raise InputError(f"video {path} is not a video that can be read, or is damaged ({error.strerror})") from error
+  with container:
+    # FFmpeg takes any text for the drawing of a terminal.
+    if not container.streams.video or container.format.name == "tty":
+      raise InputError(f"video {path} has no pictures; give a video file")
+    yield container
+
+
+def _pixels(frame) -> np.ndarray:
+  picture = frame.to_ndarray(format="rgb24")
+  # Phones store a picture lying down and say by how much to turn it, counterclockwise.
+  return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+
+
+def _as_stored(container, stream):
+  return map(_pixels, decoded(container, stream))
+
+
+def _resampled(container, stream, fps):
+  """The frame on screen at each k / fps, counted from the first frame."""
+  spacing = float(1 / (stream.average_rate or 25))
+  shown, start, time, k = None, None, 0.0, 0
+  for index, frame in enumerate(decoded(container, stream)):
+    time = frame.time if frame.time is not None else index * spacing
+    start = time if start is None else start
+    while shown is not None and k / fps < time - start - 1e-6:
+      yield shown
+      k += 1
+    shown = _pixels(frame)
+  while shown is not None and k / fps < time - start + spacing - 1e-6:
+    yield shown
+    k += 1

@@ -1,0 +1,1 @@
+"""The networks, as Flax Linen modules: shapes in, shapes out."""

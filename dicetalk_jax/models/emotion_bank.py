@@ -1,0 +1,119 @@
+"""Correlation-enhanced emotion conditioning: the emotion bank and attention to it (section 3.2, Eq. 9-13, 17)."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import lax
+
+from dicetalk_jax.models.attention import attention
+from dicetalk_jax.models.audio_projection import TokenProjection
+from dicetalk_jax.models.emotion_discriminator import EmotionDiscriminator
+
+
+class Retrieval(NamedTuple):
+  """What the bank gives for a prior: s* (..., d) straight-through, L_vq () float32, k (...,) the code's index."""
+
+  s_star: jax.Array
+  vq_loss: jax.Array
+  index: jax.Array
+
+
+class EmotionBank(nn.Module):
+  """The bank C of `num_codes` emotion prototypes: prior s (..., 256) -> the nearest code (Eq. 9), `Retrieval`.
+
+  It compares in float32 always, for a rounding may change the choice.
+  """
+
+  num_codes: int = 64
+  features: int = 1024
+  commitment: float = 0.25  # β of Eq. 17
+
+  def setup(self):
+    self.fc = nn.Dense(self.features, dtype=jnp.float32)
+    self.codebook = nn.Embed(self.num_codes, self.features, dtype=jnp.float32)
+
+  @property
+  def codes(self):
+    """C (num_codes, features)."""
+    return self.codebook.embedding.astype(jnp.float32)
+
+  def __call__(self, s):
+    z = self.fc(s)
+    index = jnp.argmin(jnp.square(z[..., None, :] - self.codes).sum(-1), axis=-1)
+    code = self.codes[index]
+    # Eq. 17, as means over the elements.
+    vq_loss = jnp.square(code - lax.stop_gradient(z)).mean()
+    vq_loss += self.commitment * jnp.square(lax.stop_gradient(code) - z).mean()
+    # Straight-through: the code's value, z's gradient.
+    return Retrieval(z + lax.stop_gradient(code - z), vq_loss, index)
+
+
+class EmotionAttention(nn.Module):
+  """CA(Q, K, V) of Eq. 11 and 13, no projection after: tokens (b, n, c), memory (b or 1, m, c) -> (b, n, c)."""
+
+  num_heads: int = 8
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens, memory):
+    def project(x, name):
+      projected = nn.Dense(tokens.shape[-1], dtype=self.dtype, name=name)(x)
+      projected = rearrange(projected, "b n (heads d) -> b n heads d", heads=self.num_heads)
+      return jnp.broadcast_to(projected, (tokens.shape[0], *projected.shape[1:]))
+
+    attended = attention(project(tokens, "fc_q"), project(memory, "fc_k"), project(memory, "fc_v"))
+    return rearrange(attended, "b n heads d -> b n (heads d)")
+
+
+class EmotionModel(nn.Module):
+  """From an emotion prior to emotion tokens, and the discriminator that is published with it.
+
+  prior s (b, prior_dim) -> E_s (b, num_tokens, features).
+  """
+
+  prior_dim: int = 256
+  hidden: int = 1024
+  num_tokens: int = 32
+  features: int = 1024
+  num_codes: int = 64
+  num_heads: int = 8
+  commitment: float = 0.25
+  mid_features: int = 1280
+  num_classes: int = 22
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.emo_linear = TokenProjection(self.hidden, self.num_tokens, self.features, self.dtype)
+    self.codebook = EmotionBank(self.num_codes, self.features, self.commitment)
+    self.kv_tokens_linear = TokenProjection(self.hidden, self.num_tokens, self.features, self.dtype)
+    self.attention = EmotionAttention(self.num_heads, self.dtype)
+    self.classifier = EmotionDiscriminator(num_classes=self.num_classes, dtype=self.dtype)
+
+  def __call__(self, prior, bank="all"):
+    """E_s from the whole bank (`bank="all"`, Eq. 12 and 13) or from its nearest code ("nearest", Eq. 9-11).
+
+    Raises ValueError for another `bank`.
+    """
+    if self.is_initializing():
+      # Every parameter of the checkpoint exists, whichever path initialises it.
+      self.retrieve(prior)
+      self.classify(jnp.zeros((1, 1, 1, self.mid_features), self.dtype))
+    if bank == "nearest":
+      return self.retrieve(prior)[0]
+    if bank != "all":
+      raise ValueError(f'bank is {bank!r}, wanted "all" or "nearest"')
+    memory = self.kv_tokens_linear(self.codebook.codes)
+    memory = rearrange(memory, "codes tokens c -> 1 (codes tokens) c")
+    return self.attention(self.emo_linear(prior), memory)
+
+  def retrieve(self, prior):
+    """Training's path (Eq. 9-11): (E_s, `Retrieval`), whose vq_loss is Eq. 17's mean over the batch."""
+    retrieval = self.codebook(prior)
+    return self.attention(self.emo_linear(prior), self.kv_tokens_linear(retrieval.s_star)), retrieval
+
+  def classify(self, f_t, deterministic=True):
+    """The discriminator's logits (b, num_classes) for middle-block features f_t (b, h, w, mid_features), Eq. 16."""
+    return self.classifier(f_t, deterministic)

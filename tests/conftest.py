@@ -1,0 +1,63 @@
+"""Golden outputs and stand-in weights, as tests/golden/README.md describes them."""
+
+import json
+import os
+import pathlib
+import sys
+import zlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+sys.path.insert(0, str(GOLDEN.parent))
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def draw(name, shape):
+  """The golden inputs: in(name, shape) of golden/README.md, in PyTorch's layout."""
+  generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"in1:{name}".encode())))
+  return generator.standard_normal(shape, dtype=np.float32)
+
+
+def stand_in(network, seed=0):
+  """Stand-in state_dict of a network of manifests.json: name -> float32 array."""
+  import weights
+
+  return {name: weights.tensor(name, tuple(shape), seed) for name, shape in manifest(network).items()}
+
+
+def manifest(network):
+  return json.loads((GOLDEN / "manifests.json").read_text())[network]
+
+
+def config_json(part, size="tiny"):
+  configs = json.loads((GOLDEN / "configs.json").read_text())
+  return configs[size][part] if part in configs[size] else configs[part]
+
+
+def golden(name):
+  with np.load(GOLDEN / f"{name}.npz") as stored:
+    return dict(stored)
+
+
+def relative_error(ours, reference):
+  """‖ours − reference‖ / ‖reference‖ in float64."""
+  ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+  assert ours.shape == reference.shape, (ours.shape, reference.shape)
+  return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+
+
+@pytest.fixture(scope="session")
+def examples():
+  """Real portraits and speech, where a checkout has them beside it."""
+  folder = pathlib.Path(__file__).parents[2] / "shared" / "examples"
+  if not folder.is_dir():
+    pytest.skip("no real examples beside the checkout")
+  return folder

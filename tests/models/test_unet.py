@@ -1,0 +1,137 @@
+"""The U-Net against the golden outputs, block by block, and what its options must not change."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import config_json, draw, golden, relative_error, stand_in
+
+from dicetalk_jax.conversion.engine import to_flax
+from dicetalk_jax.conversion.unet import UNET
+from dicetalk_jax.models.unet import UNet, resize_bicubic
+
+
+@functools.cache
+def tiny_unet(seed=0):
+  unet = UNet.from_config(config_json("unet"))
+  target = jax.eval_shape(unet.init, jax.random.key(0), **unet.example_inputs())["params"]
+  return unet, {"params": to_flax(UNET, stand_in("unet_tiny", seed), target)}
+
+
+def golden_inputs():
+  mask = np.zeros((1, 64, 128), np.float32)
+  mask[:, 16:48, 16:112] = 1
+  return dict(
+    sample=draw("sample", (2, 5, 8, 8, 16)).transpose(0, 1, 3, 4, 2),
+    timestep=1.2345,
+    image_tokens=draw("clip", (10, 1, 1024)).reshape(2, 5, 1, 1024),
+    adapter_tokens=tuple(draw(name, (10, 32, 1024)).reshape(2, 5, 32, 1024) for name in ("aud", "emo")),
+    added_time_ids=np.array([[12.5, 8, 16]] * 2, np.float32),
+    pose_features=draw("pose", (2, 5, 32, 8, 16)).transpose(0, 1, 3, 4, 2),
+    face_mask=mask,
+  )
+
+
+@functools.cache
+def compiled(**changes):
+  """The tiny U-Net with some attributes changed, compiled once for all tests."""
+  return jax.jit(dataclasses.replace(tiny_unet()[0], **changes).apply)
+
+
+def to_golden(x):
+  return np.asarray(x).transpose(0, 1, 4, 2, 3)  # b f h w c -> b f c h w
+
+
+def test_reproduces_the_released_network_block_by_block():
+  unet, params = tiny_unet()
+  expected = golden("unet_tiny")
+  apply = jax.jit(functools.partial(unet.apply, mutable=["intermediates"]))
+  out, collected = apply(params, **golden_inputs())
+  for name, stored in collected["intermediates"].items():
+    state = to_golden(stored[0])
+    assert relative_error(state.reshape(-1, *state.shape[2:]), expected[name]) <= 2e-5, name
+  assert len(collected["intermediates"]) == 10
+  assert relative_error(to_golden(out), expected["out"]) <= 2e-5
+
+
+def test_zero_tokens_without_pose_features():
+  unet, params = tiny_unet()
+  inputs = golden_inputs() | {"pose_features": None}
+  inputs["adapter_tokens"] = tuple(np.zeros_like(t) for t in inputs["adapter_tokens"])
+  out = compiled()(params, **inputs)
+  assert relative_error(to_golden(out), golden("unet_tiny")["out_zero_tokens_no_pose"]) <= 2e-5
+
+
+def test_the_face_mask_confines_the_adapters_of_spatial_attention():
+  """With a mask of zeros the audio reaches a frame through temporal attention alone: through the window's mean."""
+  unet, params = tiny_unet()
+  inputs = golden_inputs() | {"face_mask": np.zeros((1, 64, 128), np.float32)}
+  apply = compiled()
+  audio, emotion = inputs["adapter_tokens"]
+  swapped = apply(params, **inputs | {"adapter_tokens": (audio[:, ::-1], emotion)})
+  np.testing.assert_allclose(swapped, apply(params, **inputs), atol=1e-4)
+  unmasked = golden_inputs() | {"adapter_tokens": (audio[:, ::-1], emotion)}
+  assert relative_error(apply(params, **unmasked), apply(params, **golden_inputs())) > 1e-2
+
+
+def test_rematerialisation_changes_no_value_and_no_gradient():
+  config = config_json("unet") | {
+    "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
+    "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+    "block_out_channels": [32, 32],
+    "num_attention_heads": 2,
+    "layers_per_block": 1,
+    "cross_attention_dim": 16,
+  }
+  unet = UNet.from_config(config)
+  shapes = unet.example_inputs(frames=3, size=4)
+  inputs = jax.tree.map_with_path(lambda path, x: draw(str(path), x.shape), shapes)
+  params = jax.jit(unet.init)(jax.random.key(0), **inputs)
+
+  def gradient(unet):
+    return jax.jit(jax.value_and_grad(lambda params: jnp.square(unet.apply(params, **inputs)).mean()))(params)
+
+  expected = gradient(unet)
+  found = gradient(dataclasses.replace(unet, remat=True, remat_policy="dots_saveable"))
+  for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_adapters_scale_what_their_tokens_add():
+  unet, params = tiny_unet()
+  inputs = golden_inputs()
+  changed = inputs | {"adapter_tokens": (inputs["adapter_tokens"][0], 3 * inputs["adapter_tokens"][1])}
+  apply = compiled(adapter_scales=(1.0, 0.0))
+  np.testing.assert_array_equal(apply(params, **inputs), apply(params, **changed))
+  assert relative_error(apply(params, **inputs), compiled()(params, **inputs)) > 1e-2
+
+
+def test_bfloat16_stays_near_float32():
+  unet, params = tiny_unet()
+  out = compiled(dtype=jnp.bfloat16)(params, **golden_inputs())
+  assert out.dtype == jnp.float32
+  assert relative_error(to_golden(out), golden("unet_tiny")["out"]) <= 3e-2
+
+
+def test_a_latent_side_that_cannot_be_halved_is_refused():
+  unet, params = tiny_unet()
+  inputs = golden_inputs()
+  with pytest.raises(ValueError, match="8×15.*multiples of 8"):
+    unet.apply(params, **inputs | {"sample": inputs["sample"][:, :, :, :15]})
+
+
+@pytest.mark.parametrize("change", [{"down_block_types": ["DownBlock2D"] * 4}, {"cross_attention_dim": [1, 2, 3, 4]}])
+def test_a_config_for_another_unet_is_refused_by_name(change):
+  with pytest.raises(ValueError, match=next(iter(change))):
+    UNet.from_config(config_json("unet") | change)
+
+
+@pytest.mark.parametrize(("size", "new"), [((64, 128), (8, 16)), ((64, 128), (1, 2)), ((50, 31), (7, 40))])
+def test_bicubic_resize_is_pytorchs(size, new):
+  torch = pytest.importorskip("torch")
+  image = draw("bicubic", (2, *size))
+  expected = torch.nn.functional.interpolate(torch.tensor(image)[:, None], size=new, mode="bicubic")[:, 0]
+  np.testing.assert_allclose(resize_bicubic(image, *new), expected, atol=1e-5)
