@@ -1,6 +1,7 @@
 """A folder in the released layout, made from stand-in weights at the tiny configuration of tests/golden."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -161,3 +162,35 @@ def write_release(
       write_prior(folder / priors / f"{label}.npy", 2 * draw(f"prior:{label}", (1, 256)))
     shutil.copyfile(GOLDEN / "emotion.npy", folder / priors / "happy.npy")
   return folder
+
+
+def small_release(tmp_path_factory):
+  """One small release a test run, not to be changed; see `variation`."""
+  folder = tmp_path_factory.getbasetemp() / "small_release"
+  return folder if folder.exists() else write_release(folder, small=True)
+
+
+def small_weights(tmp_path_factory):
+  """The weights folder of `small_release`, not to be changed."""
+  from dicetalk_jax.inference.weights import convert_release
+
+  folder = tmp_path_factory.getbasetemp() / "small_weights"
+  if not folder.exists():
+    convert_release(small_release(tmp_path_factory), folder)
+  return folder
+
+
+def variation(source, folder):
+  """A copy by hard links, whose files must be removed before they are written anew."""
+  return pathlib.Path(shutil.copytree(source, folder, copy_function=os.link))
+
+
+def load_tensors(path):
+  """name -> torch tensor in the order of the file, of a .pth, .bin, .pkl or .safetensors file."""
+  import safetensors
+  import torch
+
+  if path.suffix == ".safetensors":
+    with safetensors.safe_open(path, framework="pt") as file:
+      return {key: file.get_tensor(key) for key in file.offset_keys()}
+  return torch.load(path, weights_only=True)

@@ -1,6 +1,8 @@
 """The networks of a weights folder: their names, tables, modules and abstract parameters."""
 
 import dataclasses
+import functools
+import json
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -73,6 +75,13 @@ def build(name: str, config: Mapping, dtype=jnp.float32) -> nn.Module:
 
 def network_shapes(name: str, config: Mapping) -> dict:
   """The abstract float32 parameters of a network as nested dicts; nothing is computed. Errors as in `build`."""
+  return _network_shapes(name, json.dumps(config))
+
+
+@functools.cache
+def _network_shapes(name: str, config: str) -> dict:
+  # Tracing the U-Net takes seconds.
+  config = json.loads(config)
   module = build(name, config)
   inputs = _example_inputs(name, module, config)
   shapes = jax.eval_shape(lambda inputs: module.init(jax.random.key(0), **inputs), inputs)

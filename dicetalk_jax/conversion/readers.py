@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import pickletools
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -166,8 +167,11 @@ def _load(path: pathlib.Path):
   torch = import_torch(f"Reading {path}")
   options = {"map_location": "cpu", "weights_only": True}
   try:
-    # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-    return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
+    with warnings.catch_warnings():
+      # PyTorch remarks on pickles that it then refuses.
+      warnings.simplefilter("ignore")
+      # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+      return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
   except Exception as error:
     if wanted := _imports(path):
       raise WeightsError(

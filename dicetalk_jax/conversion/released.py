@@ -147,11 +147,10 @@ def _open_network(release: Release, part: Part) -> Network:
 
   paths = " over ".join(str(release.files[files[0]].path) for files in reversed(groups))
   config = _architecture(release, part, specs, paths)
-  unread = _unread(part.network, config)
-  shapes = {key: spec.shape for key, spec in specs.items() if not key.startswith(unread)}
+  shapes = {key: spec.shape for key, spec in specs.items()}
   entries = {entry.key: entry for entry in plan(table, shapes, network_shapes(part.network, config), paths)}
   tensors = [
-    Tensor(number, key, spec, entries[key] if key in entries and entries[key].path and last[key] == number else None)
+    Tensor(number, key, spec, entries[key] if last[key] == number and entries[key].path else None)
     for number in itertools.chain(*groups)
     for key, spec in release.files[number].specs.items()
   ]
@@ -263,12 +262,6 @@ def _check_config(network: str, config: Mapping, path: pathlib.Path) -> None:
     asked = [k for k, v in config.items() if not k.startswith("_") and k not in _KNOWN_KEYS[network] and v is not None]
     if asked:
       raise WeightsError(f"{path} asks for {', '.join(asked)}, which this {network} does not do.")
-
-
-def _unread(network: str, config: Mapping) -> tuple[str, ...]:
-  """Beginnings of names that an architecture has and does not read, beyond those of its table."""
-  # diffusers gives every decoder this attention and, with one layer a block, runs no residual block to go with it.
-  return ("decoder.mid_block.attentions.",) if network == "vae" and config["layers_per_block"] == 1 else ()
 
 
 def _tokens(shape: Callable, prefix: str = "") -> dict:

@@ -33,8 +33,12 @@ def _context() -> ocp.Context:
 
 def write_item(folder: pathlib.Path, pieces: Iterable[Mapping[str, np.ndarray]]) -> None:
   """Writes one Orbax item from pieces {'a/b': array}, so that no more than a piece is in memory."""
+  folder.parent.mkdir(exist_ok=True)
   with _context():
     for piece in pieces:
+      # Asked before every piece: Orbax's own failure comes with thousands of lines on the terminal.
+      if shutil.disk_usage(folder.parent).free < sum(array.nbytes for array in piece.values()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       ocp.partial.save(folder, unflatten(piece))
     ocp.partial.finalize(folder)
 

@@ -151,7 +151,7 @@ class _Repository:
           "one that may read at https://huggingface.co/settings/tokens."
         ) from None
       raise WeightsError(
-        f"The hub answered {status or error} for {self.name}; what has arrived is kept, run the same command again later."
+        f"The hub answered {status or error} for {self.name}; what has arrived is kept, run the same command later."
       ) from None
     except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
       raise WeightsError(

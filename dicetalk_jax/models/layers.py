@@ -31,7 +31,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Normalises 32 groups of channels over every axis but the first: (b, ..., c) -> (b, ..., c); statistics in float32."""
+  """Normalises 32 groups of channels over every axis but the first, in float32: (b, ..., c) -> (b, ..., c)."""
 
   epsilon: float
   dtype: jnp.dtype = jnp.float32

@@ -35,9 +35,9 @@ class UNet(nn.Module):
   face_mask (b or 1, H, W) or None, in [0, 1] at pixel size: where the adapters act in spatial attention.
   -> (b, f, h, w, out_channels) float32.
 
-  Collected as "intermediates" when a caller makes that collection mutable: `after_conv_in`, `after_down_i`, `after_mid` (the emotion
-  discriminator's input), `after_up_i`. `remat` recomputes each residual block and transformer in the backward pass; a name
-  of `jax.checkpoint_policies` in `remat_policy` says what is kept all the same.
+  Collected as "intermediates" when a caller makes that collection mutable: `after_conv_in`, `after_down_i`,
+  `after_mid` (the emotion discriminator's input), `after_up_i`. `remat` recomputes each residual block and transformer
+  in the backward pass; a name of `jax.checkpoint_policies` in `remat_policy` says what is kept all the same.
   """
 
   in_channels: int = 8
@@ -101,7 +101,10 @@ class UNet(nn.Module):
       adapter_tokens=((batch, frames, 32, self.cross_attention_dim),) * len(self.adapter_scales),
       added_time_ids=(batch, 3),
     )
-    is_shape = lambda node: isinstance(node, tuple) and isinstance(node[0], int)  # noqa: E731
+
+    def is_shape(node):
+      return isinstance(node, tuple) and isinstance(node[0], int)
+
     return jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes, is_leaf=is_shape)
 
   @nn.compact

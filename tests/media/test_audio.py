@@ -232,6 +232,19 @@ def test_of_a_damaged_file_what_can_be_decoded(tmp_path, capfd):
   assert capfd.readouterr() == ("", "")
 
 
+def test_a_stream_that_changes_in_the_middle(tmp_path):
+  encode(tmp_path / "a.mp3", "libmp3lame", chirp(44100), 44100)
+  encode(tmp_path / "b.mp3", "libmp3lame", np.stack([chirp(48000)] * 2), 48000, "stereo")
+  (tmp_path / "ab.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes())
+  sound, rate = media.read_sound(tmp_path / "ab.mp3")
+  assert rate == 44100 and sound.shape[1] == 1
+  ours = media.read_audio(tmp_path / "ab.mp3")
+  assert abs(len(ours) - 64000) < 3000  # each file begins and ends with some silence
+  assert agreement(ours, chirp(16000)) > 0.95
+  shift = lag(ours[32000:], chirp(16000))
+  assert 0 <= shift < 3000 and agreement(ours[32000 + shift :], chirp(16000)) > 0.95
+
+
 def test_real_speech_is_read(examples):
   seconds = {
     "German1.wav": 8.712,

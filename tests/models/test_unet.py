@@ -119,7 +119,7 @@ def test_bfloat16_stays_near_float32():
 def test_a_latent_side_that_cannot_be_halved_is_refused():
   unet, params = tiny_unet()
   inputs = golden_inputs()
-  with pytest.raises(ValueError, match="8×15.*multiples of 8"):
+  with pytest.raises(ValueError, match="8×15: both sides must be multiples of 8"):
     unet.apply(params, **inputs | {"sample": inputs["sample"][:, :, :, :15]})
 
 

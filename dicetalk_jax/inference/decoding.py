@@ -1,0 +1,58 @@
+"""From latents to frames, and from 12.5 frames a second to 25."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Pairs of frames that are interpolated together.
+_PAIRS = 4
+
+
+@functools.partial(jax.jit, static_argnames=("vae",))
+def _decode(vae, params, latents):
+  """latents (f, h, w, c) of the diffusion model -> frames (f, 8h, 8w, 3) in [0, 1]."""
+  images = vae.apply({"params": params}, latents[None] / vae.scaling_factor, method="decode")[0]
+  return jnp.clip((images + 1) / 2, 0, 1)
+
+
+def decode_frames(
+  vae, params, latents, frames: int, chunk: int = 10, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+  """The first `frames` of latents (N, h, w, c) -> (frames, 8h, 8w, 3) float32 in [0, 1].
+
+  Chunks of `chunk` frames are decoded together: the decoder mixes their frames, so that the chunks are part of the
+  result (released: 10). A chunk that would show padding alone is not decoded.
+  """
+  pictures = []
+  for first in range(0, frames, chunk):
+    decoded = _decode(vae, params, latents[first : first + chunk])
+    pictures.append(np.asarray(decoded[: frames - first]))
+    if progress:
+      progress(min(first + chunk, frames), frames)
+  return np.concatenate(pictures)
+
+
+@functools.partial(jax.jit, static_argnames=("interpolator",))
+def _between(interpolator, params, first, second):
+  return jnp.clip(interpolator.apply({"params": params}, first, second), 0, 1)
+
+
+def interpolate_frames(
+  interpolator, params, frames: np.ndarray, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+  """Puts one frame between each two: (n, h, w, 3) in [0, 1] -> (2n − 1, h, w, 3)."""
+  pairs = len(frames) - 1
+  out = np.empty((2 * len(frames) - 1, *frames.shape[1:]), np.float32)
+  out[::2] = frames
+  for first in range(0, pairs, _PAIRS):
+    # A short last batch repeats its last pair, so that one program serves all.
+    index = np.minimum(np.arange(first, first + _PAIRS), pairs - 1)
+    middle = np.asarray(_between(interpolator, params, frames[index], frames[index + 1]))
+    count = min(_PAIRS, pairs - first)
+    out[2 * first + 1 : 2 * (first + count) : 2] = middle[:count]
+    if progress:
+      progress(first + count, pairs)
+  return out

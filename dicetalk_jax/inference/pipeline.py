@@ -1,0 +1,252 @@
+"""DiceTalk: a weights folder made into something that talks."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dicetalk_jax.diffusion import guidance, windows
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.inference import conditions
+from dicetalk_jax.inference.decoding import decode_frames, interpolate_frames
+from dicetalk_jax.inference.denoising import Constants, Plan, denoise
+from dicetalk_jax.inference.emotion import FRAMES_PER_SECOND, Emotion, resolve_emotion
+from dicetalk_jax.inference.video import Video
+from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.media.audio import RATE, is_silent, read_audio, read_sound
+from dicetalk_jax.media.face import FaceDetector
+
+DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+BANKS = ("all", "nearest")
+# These run once a clip and are small: float32 costs nothing, and rounding here would reach every frame.
+_ALWAYS_FLOAT32 = ("audio_encoder", "audio_projection", "emotion_model", "pose_guider", "frame_interpolator")
+
+
+class DiceTalk:
+  """Makes talking portraits with the networks of a weights folder.
+
+  Networks are read when first needed. `dtype` is what U-Net, VAE and image encoder compute in: bfloat16 on an
+  accelerator and float32 on a CPU unless given. Not safe to share between threads.
+  """
+
+  def __init__(self, weights: Weights, dtype=None):
+    self.weights = weights
+    self.dtype = _dtype(dtype)
+    self._params = {}
+
+  @classmethod
+  def load(cls, weights: str | os.PathLike | Weights | None = None, dtype=None) -> "DiceTalk":
+    """Opens a weights folder that `dicetalk convert` made; without one, the small weights inside the package.
+
+    Raises WeightsError for a folder that is missing, incomplete, damaged or of a newer format.
+    """
+    return cls(weights if isinstance(weights, Weights) else Weights.open(weights or Weights.bundled()), dtype)
+
+  @property
+  def emotions(self) -> list[str]:
+    """The labels that `generate` knows."""
+    return sorted(self.weights.priors())
+
+  def generate(
+    self,
+    image,
+    audio,
+    emotion,
+    *,
+    face_box: Sequence[float] | None = None,
+    crop: bool = False,
+    size: float = 512,
+    steps: int = 25,
+    window: int = 25,
+    shift: int = 7,
+    overlap: int = 0,
+    identity_scale: float = 3.0,
+    audio_scale: float | None = None,
+    emotion_scale: float = 6.0,
+    bank: str = "all",
+    interpolate: bool = True,
+    seed: int = 0,
+    noise: np.ndarray | None = None,
+    dtype=None,
+    decode_chunk: int = 10,
+    windows_at_once: int = 1,
+    detector: FaceDetector | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+  ) -> Video:
+    """A video of the person in `image` saying `audio` with `emotion`.
+
+    image: a path, PIL image or array. audio: a path, 16 kHz array or (array, rate). emotion: see `resolve_emotion`.
+    face_box: (x, y, w, h) in pixels of the image as it is shown; without it the largest face found.
+    crop: to a square around the face first. size: of the shorter side, in pixels. steps: of denoising.
+    window, shift, overlap: frames denoised together, how far windows move each step, frames two windows share.
+    identity_scale, audio_scale, emotion_scale: guidance; without an audio_scale speech and emotion share the last.
+    bank: attend to "all" codes of the emotion bank or to the "nearest". interpolate: 25 frames a second, else 12.5.
+    noise (N, h/8, w/8, c) of unit variance replaces `seed`. dtype: for this and later calls. decode_chunk: frames the
+    VAE decodes together. windows_at_once: windows denoised side by side, 0 for all; changes memory and speed only.
+    progress(stage, done, total) is called along the way.
+    Raises InputError for what cannot be used, before anything slow has begun.
+    """
+    plan = self._plan(steps, window, shift, overlap, windows_at_once)
+    self._check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed)
+    if dtype is not None and (dtype := _dtype(dtype)) != self.dtype:
+      self.dtype, self._params = dtype, {}
+    resolved = self.resolve_emotion(emotion)
+    portrait = conditions.prepare_portrait(image, size, face_box, crop, detector)
+    sound, rate = (audio, RATE) if isinstance(audio, np.ndarray | list) else read_sound(audio)
+    speech = read_audio((sound, rate))
+    frames = conditions.frame_count(len(speech))
+    report = progress or (lambda stage, done, total: None)
+
+    with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
+      report("encoding", 0, 4)
+      padding = window
+      constants, audio_table, emotion_table = self._conditions(portrait, speech, resolved, frames, bank, report)
+      shape = (frames + padding, *constants.image_latents.shape)
+      latents = denoise(
+        self.weights.module("unet", self.dtype),
+        self._load("unet"),
+        _noise(noise, seed, shape),
+        audio_table.padded(padding),
+        emotion_table.padded(padding),
+        constants,
+        plan,
+        guidance.scales(identity_scale, emotion_scale, audio_scale),
+        guidance.branches(audio_scale),
+        self._vae.scaling_factor,
+        functools.partial(report, "denoising"),
+      )
+      pictures = decode_frames(
+        self._vae, self._load("vae"), latents, frames, decode_chunk, functools.partial(report, "decoding")
+      )
+      if interpolate:
+        pictures = interpolate_frames(
+          self.weights.module("frame_interpolator"),
+          self._load("frame_interpolator"),
+          pictures,
+          functools.partial(report, "interpolating"),
+        )
+    sound = np.asarray(sound, np.float32)
+    return Video(
+      frames=pictures,
+      fps=2 * FRAMES_PER_SECOND if interpolate else FRAMES_PER_SECOND,
+      latents=np.asarray(latents),
+      audio=sound if sound.ndim == 2 else sound[:, None],
+      sample_rate=rate,
+      portrait_size=portrait.original_size,
+      notes=_notes(portrait, speech),
+    )
+
+  def resolve_emotion(self, emotion) -> Emotion:
+    """Whatever may be given as an emotion, with these weights' label priors."""
+    return resolve_emotion(emotion, self.weights.priors(), self.weights.module("emotion_model").prior_dim)
+
+  def _conditions(self, portrait, speech, emotion, frames, bank, report):
+    # The image's and the face's conditions are the same for all frames, padding included.
+    vae, encoder = self._vae, self.weights.module("image_encoder", self.dtype)
+    image_latents, image_token = conditions.image_conditions(
+      vae, self._load("vae"), encoder, self._load("image_encoder"), portrait
+    )
+    report("encoding", 1, 4)
+    pose = conditions.pose_features(self.weights.module("pose_guider"), self._load("pose_guider"), portrait)
+    report("encoding", 2, 4)
+    audio_table = conditions.audio_tokens(
+      self.weights.module("audio_encoder"),
+      self._load("audio_encoder"),
+      self.weights.module("audio_projection"),
+      self._load("audio_projection"),
+      speech,
+      self.weights.config["networks"]["audio_projection"]["window"],
+      self.dtype,
+    )
+    report("encoding", 3, 4)
+    emotion_table = conditions.emotion_tokens(
+      self.weights.module("emotion_model"), self._load("emotion_model"), emotion, frames, bank, self.dtype
+    )
+    constants = Constants(
+      image_latents=image_latents,
+      image_token=image_token,
+      audio=audio_table.unconditional,
+      emotion=emotion_table.unconditional,
+      pose_features=pose.astype(self.dtype),
+      face_mask=jnp.asarray(portrait.face_mask)[None],
+    )
+    report("encoding", 4, 4)
+    return constants, audio_table, emotion_table
+
+  @property
+  def _vae(self):
+    return self.weights.module("vae", self.dtype)
+
+  def _load(self, network):
+    if network not in self._params:
+      dtype = jnp.float32 if network in _ALWAYS_FLOAT32 else self.dtype
+      self._params[network] = self.weights.load(network, dtype)
+    return self._params[network]
+
+  def _plan(self, steps, window, shift, overlap, group) -> Plan:
+    _whole("steps", steps, 1)
+    _whole("window", window, 1)
+    _whole("shift", shift, 0)
+    _whole("overlap", overlap, 0)
+    _whole("windows_at_once", group, 0)
+    try:
+      windows.check(window, shift, overlap)
+    except ValueError as error:
+      raise InputError(f"{error}.") from None
+    sampler = self.weights.config.get("sampler", {})
+    noise_levels = {name: sampler[name] for name in ("sigma_min", "sigma_max") if sampler.get(name) is not None}
+    return Plan(steps, window, shift, overlap, group, **noise_levels)
+
+  @staticmethod
+  def _check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed):
+    _whole("decode_chunk", decode_chunk, 1)
+    _whole("seed", seed, 0)
+    if bank not in BANKS:
+      raise InputError(f"bank {bank!r} is not known; choose one of {', '.join(BANKS)}.")
+    scales = {"identity_scale": identity_scale, "audio_scale": audio_scale, "emotion_scale": emotion_scale}
+    for name, scale in scales.items():
+      if not (scale is None and name == "audio_scale") and not _finite(scale):
+        raise InputError(f"{name} {scale} is not a finite number; the released strengths are 3 (identity) and 6.")
+
+
+def _notes(portrait, speech) -> tuple[str, ...]:
+  notes = []
+  if portrait.faces and portrait.faces > 1:
+    box = " ".join(map(str, portrait.box))
+    notes.append(f"{portrait.faces} faces were found; the largest, at {box}, speaks (another: --face-box X Y W H).")
+  if is_silent(speech):
+    notes.append("The audio is silent: the mouth will have nothing to follow.")
+  return tuple(notes)
+
+
+def _noise(noise, seed, shape):
+  if noise is None:
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+  noise = np.asarray(noise)
+  if noise.shape != shape or noise.dtype.kind != "f" or not np.isfinite(noise).all():
+    raise InputError(
+      f"noise {noise.shape} {noise.dtype} cannot be used: this video wants finite floats of shape {shape}, "
+      "(frames and one window of padding, height/8, width/8, channels)."
+    )
+  return jnp.asarray(noise, jnp.float32)
+
+
+def _dtype(dtype):
+  if dtype is None:
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+  if name not in DTYPES:
+    raise InputError(f"dtype {name} is not supported; choose one of {', '.join(DTYPES)}.")
+  return DTYPES[name]
+
+
+def _whole(name, value, least):
+  if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    raise InputError(f"{name} {value} cannot be used: it must be a whole number of at least {least}.")
+
+
+def _finite(value):
+  return isinstance(value, int | float | np.number) and bool(np.isfinite(value))
