@@ -12,7 +12,7 @@ import safetensors.numpy
 from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.conversion.networks import TABLES
 from dicetalk_jax.conversion.readers import DTYPES, SAFETENSORS_DTYPES, import_torch
-from dicetalk_jax.conversion.released import OWN, PARTS, SETTINGS, is_adapter
+from dicetalk_jax.conversion.released import OVERLAY_SUFFIX, OWN, PARTS, SETTINGS, is_adapter
 from dicetalk_jax.conversion.store import (
   PRIORS,
   SOURCE,
@@ -138,7 +138,7 @@ def _canonical(weights: pathlib.Path, config: Mapping) -> dict:
       tensors.append([key, np.dtype(leaf.dtype).name, shape, path, None])
     file = {"network": part.network, "wrapper": None, "metadata": {"format": "pt"}, "retained": None}
     if part.overlay:
-      files.append(file | {"path": f"{OWN}/{part.overlay}.pth", "tensors": tensors})
+      files.append(file | {"path": f"{OWN}/{part.overlay}{OVERLAY_SUFFIX}", "tensors": tensors})
       tensors = [tensor for tensor in tensors if not is_adapter(tensor[0])]
     files.append(file | {"path": f"{part.folder}/{part.written}", "tensors": tensors})
     if part.config:

@@ -23,6 +23,7 @@ SETTINGS = {
   "audio_processor": f"{WHISPER}/preprocessor_config.json",
 }
 DOCUMENTS = (*SETTINGS.values(), f"{SVD}/model_index.json", f"{WHISPER}/generation_config.json")
+OVERLAY_SUFFIX = ".pth"
 _SAFETENSORS = ".safetensors"
 _FLOATS = ("float16", "bfloat16", "float32")
 
@@ -40,6 +41,10 @@ class Part:
   written: str
   config: bool = False
   overlay: str | None = None
+
+  @property
+  def suffix(self) -> str:
+    return pathlib.PurePath(self.written).suffix
 
 
 _DIFFUSERS, _TRANSFORMERS = ("diffusion_pytorch_model",), ("model", "pytorch_model")
@@ -131,9 +136,9 @@ def open_release(folder: pathlib.Path) -> Release:
 
 def _open_network(release: Release, part: Part) -> Network:
   table = TABLES[part.network]
-  groups = [_find(release, part.folder, part.stems)]
+  groups = [_find(release, part.folder, part.stems, part.suffix)]
   if part.overlay:
-    groups.append(_find(release, OWN, (part.overlay,)))
+    groups.append(_find(release, OWN, (part.overlay,), OVERLAY_SUFFIX))
 
   specs: dict[str, Spec] = {}
   last: dict[str, int] = {}
@@ -157,18 +162,18 @@ def _open_network(release: Release, part: Part) -> Network:
   return Network(part.network, config, tensors)
 
 
-def candidates(stems: Sequence[str], folder: str) -> Iterator[tuple[str, bool]]:
+def candidates(stems: Sequence[str], suffix: str) -> Iterator[tuple[str, bool]]:
   """(file name, whether it is the index of shards) that a network may be under, the preferred first.
 
-  Where a part is there in several forms, .fp16 is taken before full precision (it is what the release runs) and
-  safetensors before pickles, but for DICE-Talk's own, which are published as pickles.
+  suffix: of the published file, which is taken before others. And .fp16 is taken before full precision, for it is what
+  the release runs.
   """
-  for suffix in [*TORCH_SUFFIXES, _SAFETENSORS] if folder == OWN else [_SAFETENSORS, *TORCH_SUFFIXES]:
+  for ending in dict.fromkeys((suffix, _SAFETENSORS, *TORCH_SUFFIXES)):
     for variant in (".fp16", ""):
       for stem in stems:
-        yield f"{stem}{variant}{suffix}", False
-        yield f"{stem}{variant}{suffix}.index.json", True
-        yield f"{stem}{suffix}.index{variant}.json", True
+        yield f"{stem}{variant}{ending}", False
+        yield f"{stem}{variant}{ending}.index.json", True
+        yield f"{stem}{ending}.index{variant}.json", True
 
 
 def shards(index: pathlib.Path) -> dict[str, str]:
@@ -179,15 +184,14 @@ def shards(index: pathlib.Path) -> dict[str, str]:
   return where
 
 
-def _find(release: Release, folder: str, stems: tuple[str, ...]) -> list[int]:
+def _find(release: Release, folder: str, stems: Sequence[str], suffix: str) -> list[int]:
   """Opens the file, or the shards of an index, that hold a network; their numbers in `release.files`."""
-  for name, is_index in candidates(stems, folder):
+  for name, is_index in candidates(stems, suffix):
     if (path := release.folder / folder / name).is_file():
       return _open_shards(release, path) if is_index else [_open(release, path)]
-  name = next(candidates(stems, folder))[0].replace(".fp16", "")
   raise WeightsError(
-    f"{release.folder} has no {folder}/{name} (nor with .fp16, in shards, or as {', '.join(TORCH_SUFFIXES)} or "
-    f"{_SAFETENSORS}); `dicetalk download` fetches the released files."
+    f"{release.folder} has no {folder}/{stems[0]}{suffix} (nor with .fp16, in shards or with another of the suffixes "
+    f"{_SAFETENSORS}, {', '.join(TORCH_SUFFIXES)}); `dicetalk download` fetches the released files."
   )
 
 

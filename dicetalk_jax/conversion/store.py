@@ -46,13 +46,13 @@ def write_item(folder: pathlib.Path, pieces: Iterable[Mapping[str, np.ndarray]])
 def item_shapes(folder: pathlib.Path) -> dict:
   """{'a/b': anything with shape and dtype}, without reading arrays; WeightsError where the item is damaged."""
   with _readable(folder):
-    return flatten(ocp.pytree_metadata(folder).metadata)
+    return flatten(ocp.metadata(folder).metadata)
 
 
 def read_item(folder: pathlib.Path, abstract: Mapping | None = None) -> dict:
   """Nested arrays: NumPy as written, or as `abstract` (jax.ShapeDtypeStruct leaves) wants; WeightsError if damaged."""
   with _readable(folder), _context():
-    return ocp.load_pytree(folder, abstract)
+    return ocp.load(folder, abstract)
 
 
 @contextlib.contextmanager
@@ -60,8 +60,9 @@ def _readable(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax and TensorStore have many names for a damaged file
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    raise WeightsError(f"{folder} is damaged or incomplete ({first}); convert or copy the weights again.") from error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+      raise
+    raise WeightsError(f"{folder} is damaged or incomplete; convert or copy the weights again.") from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
 
 
 def karras_sigmas(steps, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, rho=RHO):
-  """Noise levels from sigma_max down to sigma_min, evenly spaced in σ^(1/ρ), then 0 (Eq. 5 there): (steps + 1,) float32.
+  """Noise levels from sigma_max down to sigma_min, even in σ^(1/ρ), then 0 (Eq. 5 there): (steps + 1,) float32.
 
   Computed in float64 on the host: they are constants of a run.
   """
@@ -39,7 +39,7 @@ class Preconditioning(NamedTuple):
 
 
 def precondition(sigma) -> Preconditioning:
-  """The v-prediction's: c_skip = 1/(σ²+1), c_out = −σ/√(σ²+1), c_in = 1/√(σ²+1), c_noise = ln σ / 4; any shape, σ > 0."""
+  """v-prediction: c_skip = 1/(σ²+1), c_out = −σ/√(σ²+1), c_in = 1/√(σ²+1), c_noise = ln σ / 4; any shape, σ > 0."""
   sigma = jnp.asarray(sigma, jnp.float32)
   scale = jnp.sqrt(sigma**2 + 1)
   return Preconditioning(1 / (sigma**2 + 1), -sigma / scale, 1 / scale, timestep(sigma))

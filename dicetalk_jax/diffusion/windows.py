@@ -13,7 +13,9 @@ def check(window, shift, overlap):
   if window < 1:
     raise ValueError(f"window {window}: at least 1 frame is needed")
   if not 0 <= overlap < window:
-    raise ValueError(f"overlap {overlap} with a window of {window} frames: it must be at least 0 and less than the window")
+    raise ValueError(
+      f"overlap {overlap} with a window of {window} frames: it must be at least 0 and less than the window"
+    )
   if shift < 0:
     raise ValueError(f"shift {shift}: it must not be negative")
 

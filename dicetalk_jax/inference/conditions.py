@@ -15,11 +15,11 @@ from dicetalk_jax.media.image import clip_pixels, read_image, resize, to_signed,
 
 # Whisper's hidden states come at 50 Hz: one a 320 samples, four a video frame.
 _STATES_PER_FRAME = 4
-_SAMPLES_PER_FRAME = int(RATE / FRAMES_PER_SECOND)
 # Frame j sees positions [4j, 4j + 10) of the states with these zeros before and after.
 _ZEROS_BEFORE, _ZEROS_AFTER = 4, 6
-# Frames are projected to tokens so many at a time: one compilation for every length.
-_TOKEN_BATCH = 64
+# Frames are projected to tokens so many at a time: one compilation for every length. Each emotion attends to thousands
+# of tokens, and most clips have a single one.
+_AUDIO_BATCH, _EMOTION_BATCH = 64, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Portrait:
   """A portrait ready to be animated.
 
   image (h, w, 3) uint8 at working size, mask (h, w) uint8 over the face, box (x, y, w, h) of the face in the original
-  (cropped, if asked) image of `original_size` (width, height); faces: how many were found, None for a box given by hand.
+  (cropped, if asked) image of `original_size` (width, height); faces: how many were found, None where a box was given.
   """
 
   image: np.ndarray
@@ -102,12 +102,12 @@ def frame_windows(states: np.ndarray, positions: int) -> np.ndarray:
   return padded[starts[:, None] + np.arange(positions)]
 
 
-def in_batches(function: Callable, rows: np.ndarray, dtype) -> jnp.ndarray:
+def in_batches(function: Callable, rows: np.ndarray, batch: int, dtype) -> jnp.ndarray:
   """function over rows (n, ...) in batches of one shape, joined as `dtype` on the device."""
   results = []
-  for first in range(0, len(rows), _TOKEN_BATCH):
-    part = rows[first : first + _TOKEN_BATCH]
-    padded = np.pad(part, [(0, _TOKEN_BATCH - len(part))] + [(0, 0)] * (part.ndim - 1))
+  for first in range(0, len(rows), batch):
+    part = rows[first : first + batch]
+    padded = np.pad(part, [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1))
     results.append(function(padded)[: len(part)].astype(dtype))
   return jnp.concatenate(results)
 
@@ -138,7 +138,7 @@ def audio_tokens(encoder, encoder_params, projection, projection_params, audio, 
   frames = frame_count(len(audio))
   rows = np.concatenate([windows[:frames], np.zeros_like(windows[:1])])
   project = functools.partial(_apply, projection, projection_params)
-  return TokenTable(in_batches(project, rows, dtype), np.arange(frames))
+  return TokenTable(in_batches(project, rows, _AUDIO_BATCH, dtype), np.arange(frames))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "bank"))
@@ -153,7 +153,7 @@ def emotion_tokens(module, params, emotion: Emotion, frames: int, bank="all", dt
   distinct, index = np.unique(priors, axis=0, return_inverse=True)
   rows = np.concatenate([distinct, np.zeros_like(distinct[:1])])
   project = functools.partial(_emotion_tokens, module, params, bank=bank)
-  return TokenTable(in_batches(project, rows, dtype), index.reshape(-1))
+  return TokenTable(in_batches(project, rows, _EMOTION_BATCH, dtype), index.reshape(-1))
 
 
 def image_conditions(vae, vae_params, encoder, encoder_params, portrait: Portrait):

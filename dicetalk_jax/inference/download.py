@@ -6,14 +6,24 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from huggingface_hub import HfApi, errors, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
-from dicetalk_jax.conversion.released import DOCUMENTS, OWN, PARTS, PRIOR_FOLDERS, SVD, WHISPER, candidates, shards
+from dicetalk_jax.conversion.released import (
+  DOCUMENTS,
+  OVERLAY_SUFFIX,
+  OWN,
+  PARTS,
+  PRIOR_FOLDERS,
+  SVD,
+  WHISPER,
+  candidates,
+  shards,
+)
 from dicetalk_jax.errors import OutputError, WeightsError
 
 Progress = Callable[[str, int, int], None]
@@ -39,80 +49,73 @@ def download(
   be written.
   """
   target = pathlib.Path(target).expanduser()
-  repositories = {repo: _Repository(repo, token, endpoint) for repo in (dicetalk, svd, whisper)}
-  own, video, speech = (repositories[repo] for repo in (dicetalk, svd, whisper))
+  own, video, speech = (_Repository(name, token, endpoint, target, progress) for name in (dicetalk, svd, whisper))
+  published = {SVD: video, WHISPER: speech}
   with _writing(target):
     for part in PARTS:
-      if part.folder.startswith(SVD) or part.folder == WHISPER:
-        root, repository = (SVD, video) if part.folder.startswith(SVD) else (WHISPER, speech)
-        within = part.folder.removeprefix(root).removeprefix("/")
-        _fetch_network(repository, within, part.stems, target, part.folder, progress)
-        repository.fetch(f"{within}/config.json".lstrip("/"), target / part.folder / "config.json", target, progress)
+      root, _, within = part.folder.partition("/")
+      if root in published:
+        published[root].fetch(f"{within}/config.json".lstrip("/"), f"{part.folder}/config.json")
+        published[root].fetch_network(part.stems, part.suffix, part.folder, within)
       else:
-        _fetch_network(own, None, part.stems, target, part.folder, progress)
+        own.fetch_network(part.stems, part.suffix, part.folder)
       if part.overlay:
-        _fetch_network(own, None, (part.overlay,), target, OWN, progress)
+        own.fetch_network((part.overlay,), OVERLAY_SUFFIX, OWN)
     for path in DOCUMENTS:
       root, _, name = path.partition("/")
-      repository = video if root == SVD else speech
-      if name in repository.names:
-        repository.fetch(name, target / path, target, progress)
+      if name in published[root].names:
+        published[root].fetch(name, path)
     for name in own.names:
       path = pathlib.PurePosixPath(name)
-      if path.suffix == ".npy" and path.parent.name in {pathlib.PurePosixPath(f).name for f in PRIOR_FOLDERS}:
-        own.fetch(name, target / PRIOR_FOLDERS[0] / path.name, target, progress)
+      if path.suffix == ".npy" and path.parent.name in {pathlib.PurePosixPath(folder).name for folder in PRIOR_FOLDERS}:
+        own.fetch(name, f"{PRIOR_FOLDERS[0]}/{path.name}")
     shutil.rmtree(target / _PARTIAL, ignore_errors=True)
   return target
 
 
-def _fetch_network(repository, within: str | None, stems, target: pathlib.Path, folder: str, progress) -> None:
-  """One network's file, or its index and shards; `within` the repository's folder, or None where any will do."""
-  for name, is_index in candidates(stems, folder):
-    found = repository.find(name, within)
-    if found is None:
-      continue
-    repository.fetch(found, target / folder / name, target, progress)
-    if is_index:
-      for shard in dict.fromkeys(shards(target / folder / name).values()):
-        repository.fetch(str(pathlib.PurePosixPath(found).with_name(shard)), target / folder / shard, target, progress)
-    return
-  raise WeightsError(
-    f"The repository {repository.name} has no weights named {' or '.join(stems)}{f' in {within}' if within else ''}; "
-    "is it the right one?"
-  )
-
-
 class _Repository:
-  """One repository of the hub at its newest commit."""
+  """One repository of the hub at its newest commit, to be brought into `target`."""
 
-  def __init__(self, name: str, token: str | None, endpoint: str | None):
-    self.name, self.token, self.endpoint = name, token, endpoint
+  def __init__(self, name, token, endpoint, target: pathlib.Path, progress: Progress | None):
+    self.name, self.token, self.endpoint, self.target, self.progress = name, token, endpoint, target, progress
     with self._explained():
       info = HfApi(endpoint=endpoint, token=token).model_info(name)
     self.commit, self.names = info.sha, [file.rfilename for file in info.siblings or ()]
 
-  def find(self, name: str, within: str | None) -> str | None:
-    """The path of a file in the repository: in the folder `within`, or the one nearest the top."""
-    if within is not None:
-      path = f"{within}/{name}".lstrip("/")
-      return path if path in self.names else None
-    same = [path for path in self.names if path.rpartition("/")[2] == name]
-    return min(same, key=lambda path: path.count("/"), default=None)
+  def fetch_network(self, stems: Sequence[str], suffix: str, folder: str, within: str | None = None) -> None:
+    """Brings one network's file, or its index and shards, to `folder`.
 
-  def fetch(self, name: str, path: pathlib.Path, target: pathlib.Path, progress: Progress | None) -> None:
-    """Downloads `name` to `path`, going on where an earlier download stopped."""
+    within: its folder in the repository; None takes the file nearest the top, for some keep these in a folder.
+    """
+    for name, is_index in candidates(stems, suffix):
+      if within is not None:
+        same = [path for path in self.names if path == f"{within}/{name}".lstrip("/")]
+      else:
+        same = [path for path in self.names if path.rpartition("/")[2] == name]
+      if same:
+        found = min(same, key=lambda path: path.count("/"))
+        self.fetch(found, f"{folder}/{name}")
+        for shard in dict.fromkeys(shards(self.target / folder / name).values()) if is_index else ():
+          self.fetch(str(pathlib.PurePosixPath(found).with_name(shard)), f"{folder}/{shard}")
+        return
+    place = f" in {within}" if within else ""
+    raise WeightsError(f"The repository {self.name} has no {stems[0]}{suffix}{place}; is it the right one?")
+
+  def fetch(self, name: str, relative: str) -> None:
+    """Downloads `name` to `relative` within the target, going on where an earlier download stopped."""
+    path = self.target / relative
     url = hf_hub_url(self.name, name, revision=self.commit, endpoint=self.endpoint)
     with self._explained():
       metadata = get_hf_file_metadata(url, token=self.token, endpoint=self.endpoint)
     if path.is_file() and metadata.size == path.stat().st_size:
       return
     # Named by its content, so that a file that changed upstream is not continued with another's bytes.
-    partial = target / _PARTIAL / re.sub(r"\W", "_", f"{self.name}_{name}_{metadata.etag}")
+    partial = self.target / _PARTIAL / re.sub(r"\W", "_", f"{self.name}_{name}_{metadata.etag}")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    relative = path.relative_to(target).as_posix()
     done = partial.stat().st_size if partial.exists() else 0
-    if metadata.size is not None and (free := shutil.disk_usage(target).free) < metadata.size - done:
-      raise OutputError(f"{relative} needs {metadata.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {target}.")
+    if metadata.size is not None and (free := shutil.disk_usage(self.target).free) < metadata.size - done:
+      needed = f"{metadata.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {self.target}"
+      raise OutputError(f"{relative} needs {needed}; what has arrived is kept there.")
     with partial.open("ab") as file, self._explained():
       http_get(
         url,
@@ -120,7 +123,7 @@ class _Repository:
         resume_size=done,
         headers=build_hf_headers(token=self.token),
         expected_size=metadata.size,
-        tqdm_class=_reporting_to(progress, relative),
+        tqdm_class=_reporting_to(self.progress, relative),
       )
     _verify(partial, metadata.etag, relative)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,22 +95,21 @@ class DiceTalk:
       self.dtype, self._params = dtype, {}
     resolved = self.resolve_emotion(emotion)
     portrait = conditions.prepare_portrait(image, size, face_box, crop, detector)
-    sound, rate = (audio, RATE) if isinstance(audio, np.ndarray | list) else read_sound(audio)
+    sound, rate = read_sound((audio, RATE) if isinstance(audio, np.ndarray | list) else audio)
     speech = read_audio((sound, rate))
     frames = conditions.frame_count(len(speech))
+    noise = _noise(noise, seed, self._latent_shape(frames + window, portrait))
     report = progress or (lambda stage, done, total: None)
 
     with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
       report("encoding", 0, 4)
-      padding = window
       constants, audio_table, emotion_table = self._conditions(portrait, speech, resolved, frames, bank, report)
-      shape = (frames + padding, *constants.image_latents.shape)
       latents = denoise(
         self.weights.module("unet", self.dtype),
         self._load("unet"),
-        _noise(noise, seed, shape),
-        audio_table.padded(padding),
-        emotion_table.padded(padding),
+        noise,
+        audio_table.padded(window),
+        emotion_table.padded(window),
         constants,
         plan,
         guidance.scales(identity_scale, emotion_scale, audio_scale),
@@ -128,12 +127,11 @@ class DiceTalk:
           pictures,
           functools.partial(report, "interpolating"),
         )
-    sound = np.asarray(sound, np.float32)
     return Video(
       frames=pictures,
       fps=2 * FRAMES_PER_SECOND if interpolate else FRAMES_PER_SECOND,
       latents=np.asarray(latents),
-      audio=sound if sound.ndim == 2 else sound[:, None],
+      audio=sound,
       sample_rate=rate,
       portrait_size=portrait.original_size,
       notes=_notes(portrait, speech),
@@ -176,6 +174,10 @@ class DiceTalk:
     report("encoding", 4, 4)
     return constants, audio_table, emotion_table
 
+  def _latent_shape(self, frames, portrait):
+    height, width = portrait.mask.shape
+    return frames, height // self._vae.downscale, width // self._vae.downscale, self._vae.latent_channels
+
   @property
   def _vae(self):
     return self.weights.module("vae", self.dtype)
@@ -203,7 +205,8 @@ class DiceTalk:
   @staticmethod
   def _check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed):
     _whole("decode_chunk", decode_chunk, 1)
-    _whole("seed", seed, 0)
+    # Beyond 32 bits jax.random.key would silently begin again at 0.
+    _whole("seed", seed, 0, 2**32 - 1)
     if bank not in BANKS:
       raise InputError(f"bank {bank!r} is not known; choose one of {', '.join(BANKS)}.")
     scales = {"identity_scale": identity_scale, "audio_scale": audio_scale, "emotion_scale": emotion_scale}
@@ -243,9 +246,11 @@ def _dtype(dtype):
   return DTYPES[name]
 
 
-def _whole(name, value, least):
+def _whole(name, value, least, most=None):
   if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
     raise InputError(f"{name} {value} cannot be used: it must be a whole number of at least {least}.")
+  if most is not None and value > most:
+    raise InputError(f"{name} {value} cannot be used: it must be at most {most}.")
 
 
 def _finite(value):

@@ -90,7 +90,7 @@ class Weights:
     config: Mapping,
     priors: Mapping[str, Mapping[str, np.ndarray]] | None = None,
   ) -> "Weights":
-    """Writes networks that came from training: name -> nested parameters, each kept in its own dtype.
+    """Writes networks that came from training: name -> nested parameters on this host, each kept in its own dtype.
 
     config: as `Weights.config`, of which "networks" (name -> architecture, see `conversion.networks.build`) must cover
     `networks`. Raises OutputError where `folder` cannot be written.
@@ -100,7 +100,7 @@ class Weights:
     size = sum(leaf.nbytes for params in networks.values() for leaf in jax.tree.leaves(params))
     with new_folder(folder, needed=size) as unfinished:
       for name, params in networks.items():
-        write_item(unfinished / name, [flatten(params)])
+        write_item(unfinished / name, [{path: np.asarray(leaf) for path, leaf in flatten(params).items()}])
       if priors:
         write_priors(priors, unfinished / PRIORS)
       write_json(config | {"emotions": sorted(priors or ())}, unfinished / CONFIG)

@@ -1,18 +1,30 @@
 """A weights folder -> the released layout, bit by bit."""
 
 import json
-import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
 import torch
-from release import SVD, is_adapter, load_tensors, save_torch, small_release, small_weights, variation, write_release
+from conftest import stand_in
+from release import (
+  SVD,
+  is_adapter,
+  load_tensors,
+  save_torch,
+  small_release,
+  small_weights,
+  tensors,
+  variation,
+  write_release,
+)
 
 from dicetalk_jax.conversion.convert import convert
-from dicetalk_jax.conversion.engine import flatten
+from dicetalk_jax.conversion.engine import flatten, to_torch
 from dicetalk_jax.conversion.export import export
+from dicetalk_jax.conversion.networks import TABLES
+from dicetalk_jax.conversion.store import read_item
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.inference.weights import Weights, convert_release
 
@@ -40,19 +52,34 @@ def test_the_four_files_come_back(tmp_path_factory, tmp_path):
     assert_same_tensors(tmp_path / "back" / name, source / name)
 
 
+def published(weights, network):
+  """The network's state dict as the weights folder holds it, under PyTorch's names."""
+  return to_torch(TABLES[network], read_item(weights.folder / network))
+
+
 @pytest.mark.parametrize(
   "options",
   [
-    {},
     {"unet_dtype": "float16", "svd_dtype": "float16", "partial": True, "whisper_prefix": "model."},
     {"unet_dtype": "bfloat16", "svd_dtype": "bfloat16", "svd_format": "sharded safetensors"},
-    {"svd_dtype": "float16", "svd_format": "sharded bin"},
+    {"svd_dtype": "float16", "svd_format": "sharded bin", "priors": None},
+    {"svd_dtype": "bfloat16", "svd_format": "bin"},
   ],
-  ids=["float32", "partial fp16", "sharded bfloat16", "sharded bin"],
+  ids=["partial fp16", "sharded bfloat16", "sharded bin", "bin"],
 )
-def test_all_of_the_release_comes_back(tmp_path, options):
+def test_every_form_arrives_in_its_own_dtype_and_comes_back(tmp_path, options):
   source = write_release(tmp_path / "source", small=True, **options)
-  convert_release(source, tmp_path / "weights")
+  weights = convert_release(source, tmp_path / "weights")
+  own = load_tensors(source / "DICE-Talk" / "unet.pth")
+  unet = published(weights, "unet")
+  for key, value in stand_in("unet_tiny").items():
+    dtype = options.get("unet_dtype", "float32") if key in own else options["svd_dtype"]
+    assert unet[key].dtype.name == dtype, key
+    np.testing.assert_array_equal(unet[key], value.astype(unet[key].dtype), key)
+  assert {value.dtype.name for value in published(weights, "vae").values()} == {options["svd_dtype"]}
+  speech = tensors("whisper", small=True)
+  assert all(np.array_equal(value, speech[key]) for key, value in published(weights, "audio_encoder").items())
+
   export(tmp_path / "weights", tmp_path / "back", all=True)
   assert files(tmp_path / "back") == files(source)
   for name in files(source):
@@ -61,9 +88,7 @@ def test_all_of_the_release_comes_back(tmp_path, options):
       assert_same_tensors(ours, theirs)
     if theirs.suffix in (".json", ".safetensors"):
       assert ours.read_bytes() == theirs.read_bytes(), name
-  shutil.rmtree(tmp_path / "weights")
-  again = convert_release(tmp_path / "back", tmp_path / "weights")
-  assert again.info().emotions and again.priors()["happy"]["mu"].shape == (256,)
+  assert weights.priors().keys() == {path.stem for path in source.glob("emotion_priors/*")}
 
 
 def test_odd_tensors_and_wrappers_come_back(tmp_path_factory, tmp_path):
@@ -107,9 +132,11 @@ def test_weights_without_a_source_get_the_released_names(tmp_path_factory, tmp_p
   config = json.loads((tmp_path / "back" / SVD / "unet" / "config.json").read_text())
   assert config == json.loads((source / SVD / "unet" / "config.json").read_text())
   again = convert_release(tmp_path / "back", tmp_path / "again")
+  assert again.priors().keys() == converted.priors().keys()
   for name, params in networks.items():
-    for path, value in flatten(again.load(name)).items():
-      np.testing.assert_array_equal(value, flatten(params)[path], f"{name} {path}")
+    wanted = flatten(params)
+    for path, value in flatten(read_item(again.folder / name)).items():
+      np.testing.assert_array_equal(value, wanted[path], f"{name} {path}")
 
 
 def test_a_network_trained_alone_is_exported_alone(tmp_path_factory, tmp_path):

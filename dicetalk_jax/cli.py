@@ -1,0 +1,236 @@
+"""The command line: `dicetalk <verb>`. It parses, calls and prints."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import sys
+from typing import Annotated, Union
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dicetalk_jax.config import GenerationConfig, load_preset
+from dicetalk_jax.errors import DiceTalkError
+
+_console = Console(stderr=True, highlight=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+  """Fetch the published files from the hub, resumably; only those that convert reads.
+
+  Example: dicetalk download released/
+  """
+
+  target: tyro.conf.Positional[pathlib.Path]
+  """Folder that gets the released layout."""
+
+  token: str | None = None
+  """Of an account that has accepted the licences; default: that of `hf auth login` or HF_TOKEN."""
+
+  endpoint: str | None = None
+  """Of a mirror of the hub."""
+
+  def run(self):
+    from dicetalk_jax.inference.download import download
+
+    with _progress() as progress:
+      download(self.target, token=self.token, endpoint=self.endpoint, progress=progress)
+    print(f"{self.target}: complete; next: dicetalk convert {self.target} weights/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+  """Convert the released PyTorch files into a weights folder.
+
+  Example: dicetalk convert released/ weights/ --priors released/emotion_priors
+  """
+
+  source: tyro.conf.Positional[pathlib.Path]
+  """Folder in the released layout."""
+
+  weights: tyro.conf.Positional[pathlib.Path]
+  """Weights folder to make; it must not exist, or be empty."""
+
+  priors: pathlib.Path | None = None
+  """Folder of emotion priors, <label>.npy; default: looked for in SOURCE."""
+
+  slim: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+  """Leave out what only `dicetalk export --all` needs."""
+
+  def run(self):
+    from dicetalk_jax.inference.weights import convert_release
+
+    with _progress() as progress:
+      weights = convert_release(self.source, self.weights, self.priors, self.slim, progress)
+    print(weights.info())
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """Write a weights folder back as PyTorch files of the released layout, bit-equal to what was converted.
+
+  Example: dicetalk export weights/ exported/
+  """
+
+  weights: tyro.conf.Positional[pathlib.Path]
+  """Weights folder."""
+
+  target: tyro.conf.Positional[pathlib.Path]
+  """Folder to write; it must not exist, or be empty."""
+
+  all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+  """The parts by others too: Stable Video Diffusion, Whisper, RIFE and the emotion priors."""
+
+  def run(self):
+    from dicetalk_jax.conversion.export import export
+
+    with _progress() as progress:
+      written = export(self.weights, self.target, self.all, progress)
+    print("\n".join(str(self.target / path) for path in written))
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+  """Print what a weights folder holds.
+
+  Example: dicetalk info weights/
+  """
+
+  weights: tyro.conf.Positional[pathlib.Path]
+  """Weights folder."""
+
+  def run(self):
+    from dicetalk_jax.inference.weights import Weights
+
+    print(Weights.open(self.weights).info())
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+  """Make a video of a portrait speaking with an emotion.
+
+  Example: dicetalk generate --image me.jpg --audio speech.wav --emotion happy --out me.mp4 --weights weights/
+
+  The emotion is a label (happy), one with a strength (happy:0.7), a mix (happy:0.6+surprised:0.4), a timeline
+  ('0s neutral, 2s happy, 5s angry') or a prior file (.npy, .npz, .safetensors).
+  """
+
+  image: pathlib.Path
+  """Portrait: any image that Pillow reads."""
+
+  audio: pathlib.Path
+  """Speech: any sound, or video with sound, that FFmpeg reads."""
+
+  emotion: str
+  """Label, strength, mix, timeline or prior file."""
+
+  out: pathlib.Path
+  """Video to write: .mp4, .m4v, .mov or .mkv."""
+
+  weights: pathlib.Path | None = None
+  """Weights folder; default: the small weights inside the package."""
+
+  config: pathlib.Path | None = None
+  """Preset with defaults for the options below, such as configs/draft.py."""
+
+  generation: tyro.conf.OmitArgPrefixes[GenerationConfig] = dataclasses.field(default_factory=GenerationConfig)
+
+  keep_resolution: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+  """Resize the video to the portrait's own size."""
+
+  def run(self):
+    from dicetalk_jax.inference.pipeline import DiceTalk
+    from dicetalk_jax.media.video import check_target
+
+    out = check_target(self.out)
+    talker = DiceTalk.load(self.weights)
+    options = {field.name: getattr(self.generation, field.name) for field in dataclasses.fields(self.generation)}
+    with _progress() as progress:
+      video = talker.generate(self.image, self.audio, self.emotion, **options, progress=progress)
+      for note in video.notes:
+        _console.print(note)
+      video.save(out, self.keep_resolution, lambda done, total: progress("encoding the video", done, total))
+    height, width = video.frames.shape[1:3]
+    print(f"{out}: {len(video.frames)} frames of {width}x{height} at {video.fps:g} a second, {self.emotion}")
+
+
+_VERBS = {
+  "download": Download,
+  "convert": Convert,
+  "export": Export,
+  "generate": Generate,
+  "info": Info,
+}
+
+
+@contextlib.contextmanager
+def _progress():
+  """A bar for each stage that calls progress(stage, done, total), with the time left."""
+  columns = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+  )
+  with Progress(*columns, console=_console) as bars:
+    tasks = {}
+
+    def progress(stage, done, total):
+      if stage not in tasks:
+        tasks[stage] = bars.add_task(stage, total=total)
+      bars.update(tasks[stage], completed=done, total=total)
+
+    yield progress
+
+
+def _use_fast_convolutions():
+  """jaxlib 0.10's default fusion makes convolutions on a CPU 1.5 times slower; XLA reads this when JAX starts."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  if importlib.metadata.version("jaxlib").startswith("0.10.") and "ynn_fusion" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_experimental_ynn_fusion_type=".strip()
+
+
+def _commands(arguments):
+  """The verbs for tyro, `generate` with the defaults of the preset that the command line names."""
+  defaults = {}
+  for i, argument in enumerate(arguments):
+    name, _, value = argument.partition("=")
+    if arguments[0] == "generate" and name == "--config" and (value or i + 1 < len(arguments)):
+      preset = load_preset(value or arguments[i + 1], GenerationConfig)
+      defaults["generate"] = {"default": Generate(*[tyro.MISSING] * 4, generation=preset)}
+  verbs = [Annotated[verb, tyro.conf.subcommand(name=name, **defaults.get(name, {}))] for name, verb in _VERBS.items()]
+  return Union[tuple(verbs)]  # noqa: UP007 (made at run time)
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs one verb; returns the exit code: 0, 1 (it could not be done) or 130 (Ctrl-C); a wrong command line exits 2."""
+  arguments = sys.argv[1:] if arguments is None else arguments
+  _use_fast_convolutions()
+  try:
+    command = tyro.cli(
+      _commands(arguments), prog="dicetalk", description="Emotional talking portraits in JAX.", args=arguments
+    )
+    command.run()
+  except DiceTalkError as error:
+    return _fail(error)
+  except KeyboardInterrupt:
+    _console.print("stopped before the end; what was complete before is untouched")
+    return 130
+  except (MemoryError, RuntimeError) as error:
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return _fail("the device has too little memory for this; try a smaller --size, --window or --decode-chunk")
+  return 0
+
+
+def _fail(error) -> int:
+  # As plain text: a path may hold what rich takes for markup.
+  _console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+  return 1

@@ -1,0 +1,67 @@
+"""DiceTalk with stand-in weights: the golden ones, and ones with a U-Net that compiles in seconds."""
+
+import functools
+
+import jax
+import numpy as np
+import weights as stand_in_weights
+from conftest import config_json
+from release import small_weights, write_release
+
+from dicetalk_jax.conversion.engine import flatten, unflatten
+from dicetalk_jax.conversion.networks import NETWORKS, network_shapes
+from dicetalk_jax.inference.pipeline import DiceTalk
+from dicetalk_jax.inference.weights import Weights, convert_release
+from dicetalk_jax.models.unet import UNet
+
+# Every kind of layer of the released U-Net, on two levels instead of four.
+MINUTE_UNET = config_json("unet") | {
+  "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
+  "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+  "block_out_channels": [32, 32],
+  "num_attention_heads": 2,
+  "layers_per_block": 1,
+  "adapter_scales": [1.0, 1.0],
+}
+
+
+@functools.cache
+def minute_unet():
+  """The module and its stand-in parameters, nested."""
+  shapes = flatten(network_shapes("unet", MINUTE_UNET))
+  params = {path: _stand_in(path, leaf.shape) for path, leaf in shapes.items()}
+  return UNet.from_config(MINUTE_UNET, adapter_scales=(1.0, 1.0)), unflatten(params)
+
+
+def _stand_in(path, shape):
+  # Kernels are (..., in, out): drawn as (out, ..., in), so that outputs are near unit variance.
+  if len(shape) >= 2:
+    return np.moveaxis(stand_in_weights.tensor(path, (shape[-1], *shape[:-1])), 0, -1)
+  return stand_in_weights.tensor(path.replace("scale", "weight"), shape)
+
+
+def golden_talker(tmp_path_factory):
+  """The weights of the golden pipeline: written as a release, converted and opened once a test run."""
+  folder = tmp_path_factory.getbasetemp() / "golden_weights"
+  if not folder.exists():
+    convert_release(write_release(tmp_path_factory.mktemp("golden") / "release"), folder)
+  return _open(folder)
+
+
+def minute_talker(tmp_path_factory):
+  """Small weights with the minute U-Net, and a frame interpolator that is tame (see golden/README.md)."""
+  folder = tmp_path_factory.getbasetemp() / "minute_weights"
+  if not folder.exists():
+    small = Weights.open(small_weights(tmp_path_factory))
+    networks = {name: small.load(name) for name in NETWORKS if name != "unet"} | {"unet": minute_unet()[1]}
+    networks["frame_interpolator"] = jax.tree.map_with_path(
+      lambda path, x: 0.25 * x if path[-1].key == "negative_slope" else x, networks["frame_interpolator"]
+    )
+    config = small.config | {"networks": small.config["networks"] | {"unet": MINUTE_UNET}}
+    Weights.save(folder, networks, config, small.priors())
+  return _open(folder)
+
+
+@functools.cache
+def _open(folder):
+  return DiceTalk.load(folder, dtype="float32")
