@@ -4,21 +4,20 @@ import functools
 
 import jax
 import numpy as np
-import weights as stand_in_weights
+import weights
 from conftest import config_json
 from release import small_weights, write_release
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.conversion.networks import NETWORKS, network_shapes
+from dicetalk_jax.conversion.networks import NETWORKS, build, network_shapes
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.weights import Weights, convert_release
-from dicetalk_jax.models.unet import UNet
 
-# Every kind of layer of the released U-Net, on two levels instead of four.
+# One level of the released U-Net's four, with the middle's transformer as the only one.
 MINUTE_UNET = config_json("unet") | {
-  "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
-  "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
-  "block_out_channels": [32, 32],
+  "down_block_types": ["DownBlockSpatioTemporal"],
+  "up_block_types": ["UpBlockSpatioTemporal"],
+  "block_out_channels": [32],
   "num_attention_heads": 2,
   "layers_per_block": 1,
   "adapter_scales": [1.0, 1.0],
@@ -27,17 +26,20 @@ MINUTE_UNET = config_json("unet") | {
 
 @functools.cache
 def minute_unet():
-  """The module and its stand-in parameters, nested."""
-  shapes = flatten(network_shapes("unet", MINUTE_UNET))
-  params = {path: _stand_in(path, leaf.shape) for path, leaf in shapes.items()}
-  return UNet.from_config(MINUTE_UNET, adapter_scales=(1.0, 1.0)), unflatten(params)
+  """The module and its stand-in parameters."""
+  return build("unet", MINUTE_UNET), stand_in_params("unet", MINUTE_UNET)
 
 
-def _stand_in(path, shape):
-  # Kernels are (..., in, out): drawn as (out, ..., in), so that outputs are near unit variance.
+def stand_in_params(network, config):
+  """Stand-in parameters of any configuration, nested."""
+  return unflatten({path: _draw(path, leaf.shape) for path, leaf in flatten(network_shapes(network, config)).items()})
+
+
+def _draw(path, shape):
+  # Kernels are (..., in, out): drawn as (out, ..., in), so that outputs have about the inputs' variance.
   if len(shape) >= 2:
-    return np.moveaxis(stand_in_weights.tensor(path, (shape[-1], *shape[:-1])), 0, -1)
-  return stand_in_weights.tensor(path.replace("scale", "weight"), shape)
+    return np.moveaxis(weights.tensor(path, (shape[-1], *shape[:-1])), 0, -1)
+  return weights.tensor(path.replace("scale", "weight"), shape)
 
 
 def golden_talker(tmp_path_factory):
@@ -49,7 +51,7 @@ def golden_talker(tmp_path_factory):
 
 
 def minute_talker(tmp_path_factory):
-  """Small weights with the minute U-Net, and a frame interpolator that is tame (see golden/README.md)."""
+  """Small weights with the minute U-Net, and a frame interpolator as tame as the golden one."""
   folder = tmp_path_factory.getbasetemp() / "minute_weights"
   if not folder.exists():
     small = Weights.open(small_weights(tmp_path_factory))

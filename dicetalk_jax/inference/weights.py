@@ -83,6 +83,17 @@ class Weights:
     return cls(folder, read_config(folder))
 
   @classmethod
+  def bundled(cls) -> pathlib.Path:
+    """The folder of the small weights inside the package; WeightsError where this version has none."""
+    folder = pathlib.Path(__file__).parents[1] / "small_weights"
+    if not folder.is_dir():
+      raise WeightsError(
+        "No weights folder was given, and this version of the package has none inside: fetch the published files with "
+        "`dicetalk download released/`, make a folder with `dicetalk convert released/ weights/`, and give that."
+      )
+    return folder
+
+  @classmethod
   def save(
     cls,
     folder: str | os.PathLike,

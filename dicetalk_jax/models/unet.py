@@ -103,7 +103,7 @@ class UNet(nn.Module):
     )
 
     def is_shape(node):
-      return isinstance(node, tuple) and isinstance(node[0], int)
+      return isinstance(node, tuple) and any(isinstance(size, int) for size in node)
 
     return jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes, is_leaf=is_shape)
 
