@@ -234,3 +234,7 @@ def _fail(error) -> int:
   # As plain text: a path may hold what rich takes for markup.
   _console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
   return 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

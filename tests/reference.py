@@ -30,7 +30,7 @@ def released_sampler(
   (h, w, c), image_token (1, d), audio and emotion: unconditional (n, d), pose_features, face_mask, as arrays by name.
   audio, emotion (n, t, d): of the frames without padding, of which there is one window more.
   """
-  frames = len(noise)
+  frames, fixed = len(noise), {name: np.asarray(value) for name, value in fixed.items()}
   assert len(audio) == len(emotion) == frames - window
   audio = np.concatenate([audio, [fixed["audio"]] * window])
   emotion = np.concatenate([emotion, [fixed["emotion"]] * window])

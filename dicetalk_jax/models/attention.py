@@ -23,12 +23,21 @@ def attention(query, key, value, implementation=None):
   if key.shape[1] == 1:
     # One key: the softmax is 1 wherever one looks.
     return jnp.broadcast_to(value, query.shape).astype(query.dtype)
-  implementation = implementation or choose_implementation(query, key, jax.default_backend())
+  implementation = implementation or choose_implementation(query, key, _backend())
   return _IMPLEMENTATIONS[implementation](query, key, value)
 
 
+def _backend() -> str:
+  """The platform; "gpu" only where cuDNN's flash attention exists: NVIDIA, Ampere or newer."""
+  device = jax.devices()[0]
+  if device.platform != "gpu":
+    return device.platform
+  nvidia = "cuda" in device.client.platform_version
+  return "gpu" if nvidia and float(device.compute_capability) >= 8 else "other"
+
+
 def choose_implementation(query, key, backend: str) -> str:
-  """The form that `attention` takes on a backend ("cpu", "gpu", "tpu") for arrays, or shapes, like these."""
+  """The form that `attention` takes on a backend ("gpu": NVIDIA; "tpu", or any other) for arrays, or shapes, like these."""
   n, d, m = query.shape[1], query.shape[3], key.shape[1]
   half = query.dtype in (jnp.bfloat16, jnp.float16)
   if backend == "gpu" and half and d % 8 == 0 and d <= 128:
