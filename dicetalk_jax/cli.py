@@ -10,7 +10,15 @@ from typing import Annotated, Union
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+  BarColumn,
+  DownloadColumn,
+  MofNCompleteColumn,
+  Progress,
+  TextColumn,
+  TimeElapsedColumn,
+  TimeRemainingColumn,
+)
 from rich.text import Text
 
 from dicetalk_jax.config import GenerationConfig, load_preset
@@ -38,7 +46,7 @@ class Download:
   def run(self):
     from dicetalk_jax.inference.download import download
 
-    with _progress() as progress:
+    with _progress(of_bytes=True) as progress:
       download(self.target, token=self.token, endpoint=self.endpoint, progress=progress)
     print(f"{self.target}: complete; next: dicetalk convert {self.target} weights/")
 
@@ -65,7 +73,7 @@ class Convert:
   def run(self):
     from dicetalk_jax.inference.weights import convert_release
 
-    with _progress() as progress:
+    with _progress(of_bytes=True, one_bar=True) as progress:
       weights = convert_release(self.source, self.weights, self.priors, self.slim, progress)
     print(weights.info())
 
@@ -89,7 +97,7 @@ class Export:
   def run(self):
     from dicetalk_jax.conversion.export import export
 
-    with _progress() as progress:
+    with _progress(one_bar=True) as progress:
       written = export(self.weights, self.target, self.all, progress)
     print("\n".join(str(self.target / path) for path in written))
 
@@ -169,12 +177,12 @@ _VERBS = {
 
 
 @contextlib.contextmanager
-def _progress():
-  """A bar for each stage that calls progress(stage, done, total), with the time left."""
+def _progress(of_bytes=False, one_bar=False):
+  """Bars with the time left, one for each stage that calls progress(stage, done, total), or one for all stages."""
   columns = (
     TextColumn("{task.description}"),
     BarColumn(),
-    MofNCompleteColumn(),
+    DownloadColumn() if of_bytes else MofNCompleteColumn(),
     TimeElapsedColumn(),
     TextColumn("left"),
     TimeRemainingColumn(),
@@ -183,9 +191,10 @@ def _progress():
     tasks = {}
 
     def progress(stage, done, total):
-      if stage not in tasks:
-        tasks[stage] = bars.add_task(stage, total=total)
-      bars.update(tasks[stage], completed=done, total=total)
+      bar = None if one_bar else stage
+      if bar not in tasks:
+        tasks[bar] = bars.add_task(stage, total=total)
+      bars.update(tasks[bar], description=stage, completed=done, total=total)
 
     yield progress
 

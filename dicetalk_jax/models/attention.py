@@ -37,7 +37,7 @@ def _backend() -> str:
 
 
 def choose_implementation(query, key, backend: str) -> str:
-  """The form that `attention` takes on a backend ("gpu": NVIDIA; "tpu", or any other) for arrays, or shapes, like these."""
+  """The form that `attention` takes on a backend ("gpu", "tpu" or any other) for arrays, or shapes, like these."""
   n, d, m = query.shape[1], query.shape[3], key.shape[1]
   half = query.dtype in (jnp.bfloat16, jnp.float16)
   if backend == "gpu" and half and d % 8 == 0 and d <= 128:
