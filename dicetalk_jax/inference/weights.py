@@ -33,6 +33,13 @@ from dicetalk_jax.conversion.store import (
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.inference.priors import read_priors
 
+# What of an architecture a person wants to see at a glance.
+_SIZES = (
+  *("block_out_channels", "num_attention_heads", "cross_attention_dim", "adapter_scales", "latent_channels"),
+  *("hidden_size", "num_hidden_layers", "patch_size", "d_model", "encoder_layers", "num_mel_bins"),
+  *("num_tokens", "features", "prior_dim", "num_codes", "num_classes"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkInfo:
@@ -59,7 +66,7 @@ class Info:
     rows.append(f"{'network':<20}{'parameters':>14}{'size':>11}  {'stored as':<20}architecture")
     for name, network in self.networks.items():
       dtypes = ", ".join(network.dtypes)
-      facts = ", ".join(f"{key} {_short(value)}" for key, value in network.architecture.items())
+      facts = ", ".join(f"{key} {_short(value)}" for key, value in network.architecture.items() if key in _SIZES)
       rows.append(f"{name:<20}{network.parameters:>14,}{_size(network.bytes):>11}  {dtypes:<20}{facts}")
     total = sum(network.bytes for network in self.networks.values())
     parameters = sum(network.parameters for network in self.networks.values())
@@ -198,4 +205,4 @@ def _size(count: int) -> str:
 
 
 def _short(value) -> str:
-  return "×".join(map(str, value)) if isinstance(value, list) else str(value)
+  return "/".join(map(str, value)) if isinstance(value, list) else str(value)

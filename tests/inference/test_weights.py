@@ -100,7 +100,7 @@ def test_info_says_what_the_folder_holds(weights):
   assert info.networks["unet"].bytes == 4 * 30_166_026 and info.networks["unet"].dtypes == {"float32": 30_166_026}
   assert info.networks["pose_guider"].architecture == {"features": 32, "block_features": [16, 32, 96, 256]}
   text = str(info)
-  for words in ("format version 1", "30,166,026", "120.7 MB", "block_out_channels 32×64×128×128", *LABELS):
+  for words in ("format version 1", "30,166,026", "120.7 MB", "block_out_channels 32/64/128/128", *LABELS):
     assert words in text, text
   assert "DICE-Talk/unet.pth" in text
 
