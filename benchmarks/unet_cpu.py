@@ -3,14 +3,16 @@
     pip install diffusers requests
     python benchmarks/unet_cpu.py
 
-Each side runs in its own process, one after the other, with as many threads as it is given; full-size widths, random
-weights, the median of several runs. Each process needs about 8 GB and some minutes; `--tiny` shows in seconds that
-everything runs. Close other programs first: the load average is printed beside the figures.
+Each side runs in its own process, one after the other, with as many threads; full-size widths, random weights, the median of
+several runs. Each process needs about 8 GB and some minutes; `--tiny` shows sooner that everything runs. Close other
+programs first: the load average is printed beside the figures. On a busy machine `--threads 1` and the column of CPU
+seconds, over all threads, still compare.
 """
 
 import argparse
 import json
 import os
+import sys
 
 import common
 import jax
@@ -19,14 +21,14 @@ import jax.numpy as jnp
 from dicetalk_jax import cli
 from dicetalk_jax.models.unet import UNet
 
-PYTORCH, OURS, ADAPTED = "PyTorch", "dicetalk_jax, no adapters", "dicetalk_jax"
+SIDES = PYTORCH, OURS, ADAPTED = "PyTorch (diffusers)", "dicetalk_jax without adapters", "dicetalk_jax"
 
 
 def unet(adapters, tiny):
   return UNet(adapter_scales=(1.0, 1.0) if adapters else (), **(common.TINY if tiny else {}))
 
 
-def time_ours(side, shape, options):
+def measure_ours(side, shape, options):
   cli._use_fast_convolutions()  # as every `dicetalk` command does before JAX starts
   network = unet(side == ADAPTED, options.tiny)
   inputs = common.random_arrays(common.unet_inputs(network, *shape))
@@ -37,68 +39,66 @@ def time_ours(side, shape, options):
     return apply({"params": params}, **inputs).block_until_ready()
 
   assert jnp.isfinite(run()).all()
-  return common.seconds(run, options.repeats) + []
+  result = common.timed(run, options.repeats)
+  return result | {"memory": common.peak_memory_gb(), "flops": common.flops(network, *shape)}
 
 
-def time_pytorch(shape, options):
-  network = common.torch_unet(unet(False, options.tiny), *_float32_on_cpu(options.threads))
-  run = common.torch_forward(network, *shape)
-  assert run().isfinite().all()
-  return common.seconds(run, options.repeats)
-
-
-def _float32_on_cpu(threads):
+def measure_pytorch(shape, options):
   try:
     import torch
   except ImportError:
-    raise SystemExit("The PyTorch side needs PyTorch and diffusers: pip install torch diffusers requests") from None
-  torch.set_num_threads(threads)
-  return torch.float32, "cpu"
+    sys.exit("The PyTorch side needs PyTorch and diffusers: pip install torch diffusers requests")
+  torch.set_num_threads(options.threads)
+  run = common.torch_forward(common.torch_unet(unet(False, options.tiny), torch.float32, "cpu"), *shape)
+  assert run().isfinite().all()
+  return common.timed(run, options.repeats) | {"memory": common.peak_memory_gb()}
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--shapes", nargs="+", default=["4x32x32", "2x64x64"], help="frames x latent height x width")
   parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch; JAX takes all")
+  parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side")
   parser.add_argument("--tiny", action="store_true", help="small widths and latents, to see that it runs")
-  parser.add_argument("--side", choices=(PYTORCH, OURS, ADAPTED), help=argparse.SUPPRESS)
+  parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.tiny:
     options.shapes = ["2x8x16"]
-  shapes = [(1, *map(int, shape.split("x"))) for shape in options.shapes]
 
   if options.side:
-    times = time_pytorch(shapes[0], options) if options.side == PYTORCH else time_ours(options.side, shapes[0], options)
-    print(json.dumps(common.summary(times) | {"memory": common.peak_memory_gb()}))
+    # JAX runs as many threads as there are processors for it.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    shape = (1, *map(int, options.shapes[0].split("x")))
+    pytorch = options.side == PYTORCH
+    print(json.dumps(measure_pytorch(shape, options) if pytorch else measure_ours(options.side, shape, options)))
     return
 
   rows = []
-  for shape, text in zip(shapes, options.shapes, strict=True):
-    work = common.flops(unet(False, options.tiny), *shape)
-    reference = None
-    for side in (PYTORCH, OURS, ADAPTED):
-      arguments = ["--side", side, "--shapes", text, "--repeats", options.repeats, "--threads", options.threads]
-      result = common.run_side(*arguments, *["--tiny"] * options.tiny)
+  for shape in options.shapes:
+    given = ["--shapes", shape, "--repeats", options.repeats, "--threads", options.threads, *["--tiny"] * options.tiny]
+    results = {side: common.run_side("--side", side, *given) for side in SIDES}
+    reference = results[PYTORCH]
+    for side, result in results.items():
       if result is None:
         continue
-      print(f"{text} {side}: {result}", flush=True)
-      reference = result if side == PYTORCH else reference
-      counted = work if side != ADAPTED else common.flops(unet(True, options.tiny), *shape)
+      print(f"{shape} {side}: {result}", flush=True)
+      # Without adapters both compute the same blocks, so that one count serves both.
+      work = result.get("flops") or (results[OURS] or {}).get("flops", float("nan"))
       rows.append(
         (
-          text,
+          shape,
           side,
           f"{result['median']:.2f}",
-          f"{result['fastest']:.2f}–{result['slowest']:.2f}",
-          f"{counted / 1e9 / result['median']:.0f}",
-          f"{result['memory']:.1f}",
+          f"{result['fastest']:.2f} to {result['slowest']:.2f}",
+          f"{result['cpu']:.2f}",
           f"{result['median'] / reference['median']:.2f}" if reference else "",
+          f"{work / 1e9 / result['median']:.0f}",
+          f"{result['memory']:.1f}",
         )
       )
   common.print_table(
-    f"One U-Net forward, float32, {options.threads} threads; {common.machine()}",
-    ("frames × latents", "network", "seconds, median", "range", "GFLOP/s", "memory, GB", "seconds / PyTorch's"),
+    f"One U-Net forward, float32, {options.threads} threads, median of {options.repeats}; {common.machine()}",
+    ("frames × latents", "network", "seconds", "range", "CPU seconds", "/ PyTorch", "GFLOP/s", "memory, GB"),
     rows,
   )
 

@@ -153,7 +153,7 @@ class Generate:
 
   def run(self):
     from dicetalk_jax.inference.pipeline import DiceTalk
-    from dicetalk_jax.media.video import check_target
+    from dicetalk_jax.media.video import check_target, probe
 
     out = check_target(self.out)
     talker = DiceTalk.load(self.weights)
@@ -161,10 +161,10 @@ class Generate:
     with _progress() as progress:
       video = talker.generate(self.image, self.audio, self.emotion, **options, progress=progress)
       for note in video.notes:
-        _console.print(note)
+        _console.print(note, soft_wrap=True)
       video.save(out, self.keep_resolution, lambda done, total: progress("encoding the video", done, total))
-    height, width = video.frames.shape[1:3]
-    print(f"{out}: {len(video.frames)} frames of {width}x{height} at {video.fps:g} a second, {self.emotion}")
+    saved = probe(out)
+    print(f"{out}: {saved.duration:.2f} s of {saved.width}x{saved.height} at {saved.fps:g} frames a second")
 
 
 _VERBS = {
@@ -187,22 +187,30 @@ def _progress(of_bytes=False, one_bar=False):
     TextColumn("left"),
     TimeRemainingColumn(),
   )
-  with Progress(*columns, console=_console) as bars:
-    tasks = {}
+  # Started by the first stage: nothing is drawn for what fails before.
+  bars, tasks = Progress(*columns, console=_console), {}
 
-    def progress(stage, done, total):
-      bar = None if one_bar else stage
-      if bar not in tasks:
-        tasks[bar] = bars.add_task(stage, total=total)
-      bars.update(tasks[bar], description=stage, completed=done, total=total)
+  def progress(stage, done, total):
+    if not tasks:
+      bars.start()
+    bar = None if one_bar else stage
+    if bar not in tasks:
+      tasks[bar] = bars.add_task(stage, total=total)
+    bars.update(tasks[bar], description=stage, completed=done, total=total)
 
+  try:
     yield progress
+  finally:
+    if tasks:
+      bars.stop()
 
 
 def _use_fast_convolutions():
-  """jaxlib 0.10's default fusion makes convolutions on a CPU 1.5 times slower; XLA reads this when JAX starts."""
+  """jaxlib's default fusion makes convolutions on a CPU 1.5 times slower; XLA reads this when JAX starts."""
   flags = os.environ.get("XLA_FLAGS", "")
-  if importlib.metadata.version("jaxlib").startswith("0.10.") and "ynn_fusion" not in flags:
+  # XLA ends the process for a flag that it does not know: these versions know it.
+  known = importlib.metadata.version("jaxlib").startswith(("0.10.", "0.12."))
+  if known and "ynn_fusion" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_experimental_ynn_fusion_type=".strip()
 
 
@@ -222,6 +230,9 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one verb; returns the exit code: 0, 1 (it could not be done) or 130 (Ctrl-C); a wrong command line exits 2."""
   arguments = sys.argv[1:] if arguments is None else arguments
   _use_fast_convolutions()
+  if arguments == ["--version"]:
+    print(importlib.metadata.version("dicetalk-jax"))
+    return 0
   try:
     command = tyro.cli(
       _commands(arguments), prog="dicetalk", description="Emotional talking portraits in JAX.", args=arguments

@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-import pathlib
 import runpy
 from typing import Annotated, Literal
 
 import tyro
 
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.media.files import existing_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +61,12 @@ class GenerationConfig:
   """Frames that the VAE decodes together; fewer need less memory and change the picture slightly."""
 
   windows_at_once: int = 1
-  """Windows denoised side by side, 0 for all of a step; changes memory and speed, not the video."""
+  """Windows denoised side by side, 0 for all of a step (compiled anew for each length); the video stays the same."""
 
 
 def load_preset(path: str | os.PathLike, kind: type):
   """The `config` of a preset, a Python file that is run. Raises InputError where it is none of this kind."""
-  path = pathlib.Path(path).expanduser()
-  if not path.is_file():
-    raise InputError(f"config {path} does not exist; presets are Python files such as those in configs/.")
+  path = existing_file(path, "config")
   try:
     config = runpy.run_path(str(path)).get("config")
   except Exception as error:

@@ -13,11 +13,13 @@ from dicetalk_jax.conversion.networks import NETWORKS, build, network_shapes
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.weights import Weights, convert_release
 
-# One level of the released U-Net's four, with the middle's transformer as the only one.
+# One level of the released U-Net's four, with the middle's transformer as the only one. With 32 channels each would be
+# a group of its own, and group normalisation would take the noise level out again.
+CHANNELS = 64
 MINUTE_UNET = config_json("unet") | {
   "down_block_types": ["DownBlockSpatioTemporal"],
   "up_block_types": ["UpBlockSpatioTemporal"],
-  "block_out_channels": [32],
+  "block_out_channels": [CHANNELS],
   "num_attention_heads": 2,
   "layers_per_block": 1,
   "adapter_scales": [1.0, 1.0],
@@ -55,11 +57,13 @@ def minute_talker(tmp_path_factory):
   folder = tmp_path_factory.getbasetemp() / "minute_weights"
   if not folder.exists():
     small = Weights.open(small_weights(tmp_path_factory))
-    networks = {name: small.load(name) for name in NETWORKS if name != "unet"} | {"unet": minute_unet()[1]}
+    changed = {"unet": MINUTE_UNET, "pose_guider": small.config["networks"]["pose_guider"] | {"features": CHANNELS}}
+    networks = {name: small.load(name) for name in NETWORKS if name not in changed}
+    networks |= {name: stand_in_params(name, config) for name, config in changed.items()}
     networks["frame_interpolator"] = jax.tree.map_with_path(
       lambda path, x: 0.25 * x if path[-1].key == "negative_slope" else x, networks["frame_interpolator"]
     )
-    config = small.config | {"networks": small.config["networks"] | {"unet": MINUTE_UNET}}
+    config = small.config | {"networks": small.config["networks"] | changed}
     Weights.save(folder, networks, config, small.priors())
   return _open(folder)
 

@@ -18,6 +18,7 @@ from PIL import Image
 from release import load_tensors, small_release, small_weights
 from talkers import minute_talker
 
+import dicetalk_jax
 from dicetalk_jax.cli import main
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.inference.pipeline import DiceTalk
@@ -62,6 +63,7 @@ def bad_inputs(tmp_path):
   with_nan[800] = np.nan
   soundfile.write(tmp_path / "nan.wav", with_nan, 16000, subtype="FLOAT")
   Image.new("RGB", (200, 200), "gray").save(tmp_path / "wall.png")
+  Image.new("RGB", (20, 200), "gray").save(tmp_path / "strip.png")
   hostile = write(tmp_path / "hostile.npy", _hostile_prior())
   return {
     "missing portrait": ({"image": tmp_path / "none.png"}, "none.png does not exist"),
@@ -70,7 +72,8 @@ def bad_inputs(tmp_path):
     "missing audio": ({"audio": tmp_path / "none.wav"}, "none.wav does not exist"),
     "empty audio": ({"audio": empty}, "empty"),
     "no sound in it": ({"audio": GOLDEN / "portrait.png"}, "sound"),
-    "short audio": ({"audio": tmp_path / "short.wav"}, "at least two frames"),
+    "short audio": ({"audio": tmp_path / "short.wav"}, "short.wav lasts 0.1 s; a video needs at least two frames"),
+    "a strip": ({"image": tmp_path / "strip.png", "options": ["--face-box", "0", "0", "20", "20"]}, "20x200"),
     "audio with NaN": ({"audio": tmp_path / "nan.wav"}, "NaN"),
     "unknown emotion": ({"emotion": "hapy"}, "Did you mean 'happy'?"),
     "malformed mix": ({"emotion": "happy:0.6+"}, "happy:0.6+"),
@@ -82,6 +85,9 @@ def bad_inputs(tmp_path):
     "unknown container": ({"out": tmp_path / "video.txt"}, "video.txt"),
     "no face": ({"image": tmp_path / "wall.png", "box": False}, "--face-box"),
     "box outside": ({"options": ["--face-box", "400", "10", "50", "50"]}, "outside the image of 300x200"),
+    "nobody's home": ({"image": "~nosuchuser/me.png"}, "~nosuchuser/me.png"),
+    "no ending": ({"out": tmp_path / "video"}, "has no ending; give a name that ends in .mp4"),
+    "long name": ({"out": tmp_path / ("x" * 300 + ".mp4")}, "name too long"),
     "size 0": ({"options": ["--size", "0"]}, "size 0"),
     "overlap": ({"options": ["--overlap", "6"]}, "overlap 6"),
     "steps 0": ({"options": ["--steps", "0"]}, "steps 0"),
@@ -124,7 +130,7 @@ def test_generates_with_a_preset_and_keeps_the_sound(generate, tmp_path, weights
   video = probe(tmp_path / "out" / "video.mp4")
   assert (video.width, video.height, video.fps) == (128, 64, 12.5)  # the preset's rate, the command line's size
   assert abs(video.duration - 1.3) <= 0.08
-  assert "happy" in output
+  assert "1.36 s of 128x64 at 12.5 frames a second" in output
 
 
 def test_keeps_the_portraits_resolution(generate, tmp_path):
@@ -192,6 +198,11 @@ def test_a_damaged_or_newer_weights_folder_is_refused(generate, tmp_path_factory
     code, output = generate(*BOX, weights=folder)
     assert code == 1
     assert str(folder) in output
+
+
+def test_says_its_version(capsys):
+  assert main(["--version"]) == 0
+  assert capsys.readouterr().out.strip() == dicetalk_jax.__version__
 
 
 def test_help_gives_an_example_for_every_verb():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.emotion import FRAMES_PER_SECOND, Emotion
 from dicetalk_jax.media.audio import RATE, log_mel
 from dicetalk_jax.media.face import FaceDetector, check_box, crop_around, face_mask, find_face
@@ -20,6 +21,8 @@ _ZEROS_BEFORE, _ZEROS_AFTER = 4, 6
 # Frames are projected to tokens so many at a time: one compilation for every length. Each emotion attends to thousands
 # of tokens, and most clips have a single one.
 _AUDIO_BATCH, _EMOTION_BATCH = 64, 4
+# A strip would be animated at its full length: nobody means that, and it takes all memory.
+_LARGEST_RATIO = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ def prepare_portrait(
 ) -> Portrait:
   """Reads a portrait, finds its face unless `face_box` (x, y, w, h) is given, crops around it if asked, and resizes.
 
-  Raises InputError for an image that cannot be used, no face, a box outside the image or a size that is not positive.
+  Raises InputError for an image that cannot be used or is a strip, no face, a box outside it or a size under 32.
   """
   pixels = read_image(image)
   height, width = pixels.shape[:2]
@@ -70,6 +73,11 @@ def prepare_portrait(
   if crop:
     pixels, box = crop_around(pixels, box)
     height, width = pixels.shape[:2]
+  if max(width, height) > _LARGEST_RATIO * min(width, height):
+    raise InputError(
+      f"The portrait of {width}x{height} pixels has one side more than {_LARGEST_RATIO} times the other: "
+      "give a less narrow picture, or crop it around the face with --crop."
+    )
   working = working_size(width, height, size)
   mask = resize(face_mask(height, width, box), working)
   return Portrait(resize(pixels, working), mask, box, (width, height), faces)

@@ -27,6 +27,8 @@ def decode_frames(
   result (released: 10). A chunk that would show padding alone is not decoded.
   """
   pictures = []
+  if progress:
+    progress(0, frames)
   for first in range(0, frames, chunk):
     decoded = _decode(vae, params, latents[first : first + chunk])
     pictures.append(np.asarray(decoded[: frames - first]))
@@ -47,6 +49,8 @@ def interpolate_frames(
   pairs = len(frames) - 1
   out = np.empty((2 * len(frames) - 1, *frames.shape[1:]), np.float32)
   out[::2] = frames
+  if progress:
+    progress(0, pairs)
   for first in range(0, pairs, _PAIRS):
     # A short last batch repeats its last pair, so that one program serves all.
     index = np.minimum(np.arange(first, first + _PAIRS), pairs - 1)

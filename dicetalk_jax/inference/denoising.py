@@ -109,13 +109,15 @@ def denoise(
 ) -> jnp.ndarray:
   """Noise (N, h, w, c) of unit variance -> latents (N, h, w, c), on the VAE's scale times `latent_scale`.
 
-  audio and emotion cover the N frames. progress(done, total) is called after each group of windows.
+  audio and emotion cover the N frames. progress(done, total) is called first and after each group of windows.
   """
   sigmas = edm.karras_sigmas(plan.steps, plan.sigma_min, plan.sigma_max)
   x = latent_scale * constants.image_latents + noise * sigmas[0]
   frames = len(noise)
   total = sum(len(plan.groups(frames, step)) for step in range(plan.steps))
   done = 0
+  if progress:
+    progress(0, total)
   for step in range(plan.steps):
     summed, count = jnp.zeros_like(x), jnp.zeros(frames, jnp.float32)
     for indices, weights in plan.groups(frames, step):

@@ -20,7 +20,7 @@ _CLIPS = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .gif .mat .csv .wav .mp3 .m4
 _FORMS = "a label, happy:0.7, happy:0.6+surprised:0.4, '0s neutral, 2s happy', a prior file or an array"
 _KEYFRAME = re.compile(
   r"(?P<time>(?P<sign>[+-]?)(?:(?P<minutes>\d+):)?(?P<amount>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>ms|s)?)(?:\s+(?P<mix>.*))?",
-  re.DOTALL,
+  re.DOTALL | re.ASCII,
 )
 
 

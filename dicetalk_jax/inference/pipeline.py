@@ -16,7 +16,7 @@ from dicetalk_jax.inference.denoising import Constants, Plan, denoise
 from dicetalk_jax.inference.emotion import FRAMES_PER_SECOND, Emotion, resolve_emotion
 from dicetalk_jax.inference.video import Video
 from dicetalk_jax.inference.weights import Weights
-from dicetalk_jax.media.audio import RATE, is_silent, read_audio, read_sound
+from dicetalk_jax.media.audio import RATE, is_silent, read_audio, read_sound, sound_name
 from dicetalk_jax.media.face import FaceDetector
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
@@ -95,8 +95,10 @@ class DiceTalk:
       self.dtype, self._params = dtype, {}
     resolved = self.resolve_emotion(emotion)
     portrait = conditions.prepare_portrait(image, size, face_box, crop, detector)
-    sound, rate = read_sound((audio, RATE) if isinstance(audio, np.ndarray | list) else audio)
-    speech = read_audio((sound, rate))
+    if isinstance(audio, np.ndarray | jax.Array | list):
+      audio = np.asarray(audio), RATE
+    sound, rate = read_sound(audio)
+    speech = read_audio((sound, rate), name=sound_name(audio))
     frames = conditions.frame_count(len(speech))
     noise = _noise(noise, seed, self._latent_shape(frames + window, portrait))
     report = progress or (lambda stage, done, total: None)
@@ -212,7 +214,7 @@ class DiceTalk:
     scales = {"identity_scale": identity_scale, "audio_scale": audio_scale, "emotion_scale": emotion_scale}
     for name, scale in scales.items():
       if not (scale is None and name == "audio_scale") and not _finite(scale):
-        raise InputError(f"{name} {scale} is not a finite number; the released strengths are 3 (identity) and 6.")
+        raise InputError(f"{name} {scale} is not a finite number; give one such as 3 or 6.")
 
 
 def _notes(portrait, speech) -> tuple[str, ...]:
@@ -240,7 +242,10 @@ def _noise(noise, seed, shape):
 def _dtype(dtype):
   if dtype is None:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-  name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+  try:
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+  except TypeError:
+    name = repr(dtype)
   if name not in DTYPES:
     raise InputError(f"dtype {name} is not supported; choose one of {', '.join(DTYPES)}.")
   return DTYPES[name]

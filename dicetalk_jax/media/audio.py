@@ -26,20 +26,21 @@ WINDOW_SAMPLES, HOP_SAMPLES = 400, 160
 _LIBSNDFILE_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
 
 
-def read_audio(source, rate: int = RATE) -> np.ndarray:
+def read_audio(source, rate: int = RATE, name: str | None = None) -> np.ndarray:
   """Any sound -> (n,) float32 mono at `rate` samples a second.
 
   source: as in `read_sound`, or an array alone, which is at `rate` already. As the release does: the mean of the
   channels, soxr's HQ filter, n = ⌈samples · rate / source rate⌉. Raises InputError as `read_sound` does, and for less
-  than two frames at 12.5 a second (0.16 s).
+  than two frames at 12.5 a second (0.16 s). `name` is what errors call the source, where it is an array.
   """
   if isinstance(source, np.ndarray | list):
     source = (source, rate)
   sound, found = read_sound(source)
   mono = sound.mean(axis=1)
   if len(mono) < SHORTEST_SECONDS * found:
+    milliseconds = len(mono) * 1000 // found
     raise InputError(
-      f"{_name(source)} lasts {len(mono) / found:.3f} s; a video needs at least two frames, "
+      f"{name or sound_name(source)} lasts {milliseconds / 1000:g} s; a video needs at least two frames, "
       f"{SHORTEST_SECONDS:.2f} s of sound"
     )
   if found == rate:
@@ -61,10 +62,10 @@ def read_sound(source) -> tuple[np.ndarray, int]:
   else:
     sound, rate = _from_array(source)
   if not len(sound):
-    raise InputError(f"{_name(source)} holds no sound (0 samples)")
+    raise InputError(f"{sound_name(source)} holds no sound (0 samples)")
   if bad := np.count_nonzero(~np.isfinite(sound)):
     first = np.argmax(~np.isfinite(sound).all(axis=1)) / rate
-    raise InputError(f"{_name(source)} has {bad} samples that are NaN or infinite, the first at {first:.3f} s")
+    raise InputError(f"{sound_name(source)} has {bad} samples that are NaN or infinite, the first at {first:.3f} s")
   return sound, rate
 
 
@@ -107,7 +108,8 @@ def _mel_filters(bins: int) -> np.ndarray:
   return mel_filter_bank(1 + WINDOW_SAMPLES // 2, bins, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney")
 
 
-def _name(source) -> str:
+def sound_name(source) -> str:
+  """What an error calls a sound."""
   return f"audio {source}" if isinstance(source, str | Path) else "the audio array"
 
 

@@ -7,12 +7,22 @@ import av
 from dicetalk_jax.errors import InputError
 
 
+def expanded(path, what: str) -> Path:
+  """A path with `~` resolved; InputError where it is empty or names a home that does not exist."""
+  if not str(path):
+    raise InputError(f"the path of the {what} is empty; give the name of a file")
+  try:
+    return Path(path).expanduser()
+  except RuntimeError as error:
+    raise InputError(f"{what} {path} names the home of a user who does not exist; write the path in full") from error
+
+
 def existing_file(source, what: str) -> Path:
   """The path of a file that exists and holds something; `what` names its role in the message ("portrait").
 
   Raises InputError for a path that is missing, a folder, empty or not allowed to be read.
   """
-  path = Path(source).expanduser()
+  path = expanded(source, what)
   try:
     if path.is_dir():
       raise InputError(f"{what} {path} is a folder; give the file inside it")

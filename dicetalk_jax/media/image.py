@@ -103,7 +103,8 @@ def working_size(width: int, height: int, size: int) -> tuple[int, int]:
   Raises InputError for a size that is not a number from 32 up (less rounds to nothing).
   """
   if not isinstance(size, int | float | np.number) or not math.isfinite(size) or size < 32:
-    raise InputError(f"size {size} cannot be used: give the shorter side in pixels, a multiple of 64 such as 512")
+    shown = f"{size:g}" if isinstance(size, int | float) else repr(size)
+    raise InputError(f"size {shown} cannot be used: give the shorter side in pixels, at least 32; the release's is 512")
   scale = size / min(width, height)
   return max(64, round(width * scale / 64) * 64), max(64, round(height * scale / 64) * 64)
 

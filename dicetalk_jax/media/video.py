@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from dicetalk_jax.errors import InputError, OutputError
-from dicetalk_jax.media.files import decoded, existing_file
+from dicetalk_jax.media.files import decoded, existing_file, expanded
 from dicetalk_jax.media.image import resize
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -32,12 +32,13 @@ def check_target(path) -> Path:
 
   Raises InputError for a folder or an unknown suffix, OutputError where the folder cannot be made or written in.
   """
-  path = Path(path).expanduser()
+  path = expanded(path, "video")
   if path.suffix.lower() not in CONTAINERS:
-    raise InputError(f"video {path} ends in '{path.suffix}'; give a name that ends in {', '.join(CONTAINERS)}")
-  if path.is_dir():
-    raise InputError(f"video {path} is a folder; give the name of a file in it")
+    found = f"ends in '{path.suffix}'" if path.suffix else "has no ending"
+    raise InputError(f"video {path} {found}; give a name that ends in {', '.join(CONTAINERS)}")
   try:
+    if path.is_dir():
+      raise InputError(f"video {path} is a folder; give the name of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
   except FileExistsError as error:
     raise OutputError(f"video {path} cannot be written: {path.parent} is a file, not a folder") from error
@@ -78,7 +79,7 @@ def write_video(
     raise InputError("a video needs at least one frame; there is none")
   # Frames of an iterator exist nowhere else should writing fail.
   written: list[np.ndarray] = []
-  path = Path(path).expanduser()
+  path = expanded(path, "video")
   partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
   try:
     check_target(path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import draw, relative_error
 from reference import released_sampler
-from talkers import minute_unet
+from talkers import CHANNELS, minute_unet
 
 from dicetalk_jax.diffusion import guidance
 from dicetalk_jax.inference.conditions import TokenTable
@@ -34,7 +34,7 @@ def constants():
     image_token=jnp.asarray(draw("clip", (1, 1024))),
     audio=jnp.asarray(draw("no audio", (32, 1024))),
     emotion=jnp.asarray(draw("no emotion", (32, 1024))),
-    pose_features=jnp.asarray(draw("pose", (1, 1, HEIGHT, WIDTH, 32))),
+    pose_features=jnp.asarray(draw("pose", (1, 1, HEIGHT, WIDTH, CHANNELS))),
     face_mask=jnp.asarray(mask),
   )
 
@@ -124,7 +124,7 @@ def test_videos_of_any_length_share_one_program():
 def test_progress_counts_every_group_of_every_step():
   calls = []
   run(6, Plan(2, WINDOW, 2, 0), progress=lambda done, total: calls.append((done, total)))
-  assert calls == [(k, 6) for k in range(1, 7)]
+  assert calls == [(k, 6) for k in range(7)]
 
 
 def test_the_noise_levels_of_the_weights_are_used():

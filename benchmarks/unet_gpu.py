@@ -1,0 +1,219 @@
+"""The full-size network on one accelerator: seconds a guided step, memory, share of the matrix peak, and a whole video.
+
+    pip install torch diffusers requests        # for the PyTorch rows; left out where they are missing
+    python benchmarks/unet_gpu.py
+
+512×512 pixels, windows of 25 frames, three guidance branches, bfloat16, random weights. Each row is measured in its own
+process, one after the other; PyTorch runs diffusers' U-Net without adapters, with its fused attention. The matrix peak
+is what a large bfloat16 product reaches here. `--tiny` shows on any machine that everything runs.
+"""
+
+import argparse
+import json
+import sys
+import time
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dicetalk_jax.diffusion import edm, guidance
+from dicetalk_jax.inference.conditions import TokenTable
+from dicetalk_jax.inference.decoding import decode_frames
+from dicetalk_jax.inference.denoising import Constants, Plan, denoise, denoise_windows
+from dicetalk_jax.models.unet import UNet
+from dicetalk_jax.models.vae import VAE
+
+PEAK = "matrix product"
+STEP = "guided step"
+FORWARDS = "three forwards without adapters"
+PYTORCH = "three forwards without adapters, PyTorch (diffusers)"
+VIDEO = "video"
+SIDES = (PEAK, STEP, FORWARDS, PYTORCH, VIDEO)
+BRANCHES = guidance.branches()
+
+
+def unet(options, adapters=True):
+  scales = (1.0, 1.0) if adapters else ()
+  return UNet(adapter_scales=scales, dtype=jnp.bfloat16, **(common.TINY if options.tiny else {}))
+
+
+def shape(options):
+  """Windows, frames, latent height and width."""
+  return (1, 3, 8, 8) if options.tiny else (1, 25, 64, 64)
+
+
+def device_memory_gb():
+  """The most that the device has held in this process; NaN where the backend does not say."""
+  return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 1e9
+
+
+def measured(run, options):
+  return common.timed(run, options.repeats) | {"memory": device_memory_gb()}
+
+
+def matrix_product(options):
+  n, calls = (256, 2) if options.tiny else (8192, 20)
+  a, b = jax.random.normal(jax.random.key(0), (2, n, n), jnp.bfloat16)
+
+  @jax.jit
+  def products(a, b):
+    # Each product is the next one's input, so that none can be left out; 1/√n keeps their size.
+    return jax.lax.fori_loop(0, calls, lambda _, x: (x @ b) * jnp.bfloat16(n**-0.5), a)
+
+  result = measured(lambda: products(a, b).block_until_ready(), options)
+  return result | {"flops": 2.0 * calls * n**3}
+
+
+def conditions(network, options):
+  """Random conditions of a video: constants, a frame's audio and emotion tokens, the noise of a window."""
+  _, f, h, w = shape(options)
+  c, d = network.out_channels, network.cross_attention_dim
+  shapes = dict(
+    constants=Constants((h, w, c), (1, d), (32, d), (32, d), (1, 1, h, w, network.block_out_channels[0]), (1, h, w)),
+    audio=(32, d),
+    emotion=(32, d),
+    noise=(f, h, w, c),
+  )
+  generator = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda shape: jnp.asarray(generator.standard_normal(shape, np.float32)),
+    shapes,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
+
+
+def guided_step(options):
+  network = unet(options)
+  params = common.random_params(network, **common.unet_inputs(network, *shape(options)))
+  given = conditions(network, options)
+  windows, frames = shape(options)[:2]
+  audio, emotion = (jnp.broadcast_to(given[n], (windows, frames, *given[n].shape)) for n in ("audio", "emotion"))
+  sigma, next_sigma = edm.karras_sigmas(25)[10:12]
+  scales = np.array(guidance.scales(), np.float32)
+
+  def run():
+    x = given["noise"][None]
+    out = denoise_windows(network, BRANCHES, params, x, audio, emotion, given["constants"], sigma, next_sigma, scales)
+    return out.block_until_ready()
+
+  assert jnp.isfinite(run()).all()
+  return measured(run, options) | {"flops": len(BRANCHES) * common.flops(network, *shape(options))}
+
+
+def three_forwards(options):
+  network = unet(options, adapters=False)
+  inputs = common.random_arrays(common.unet_inputs(network, *shape(options)))
+  params = common.random_params(network, **inputs)
+
+  @jax.jit
+  def forwards(params, inputs):
+    def forward(scale):
+      return network.apply({"params": params}, **inputs | {"sample": scale * inputs["sample"]})
+
+    return jax.lax.map(forward, jnp.ones(len(BRANCHES)))
+
+  result = measured(lambda: forwards(params, inputs).block_until_ready(), options)
+  return result | {"flops": len(BRANCHES) * common.flops(network, *shape(options))}
+
+
+def three_forwards_pytorch(options):
+  try:
+    import torch
+  except ImportError:
+    sys.exit("The PyTorch row needs PyTorch and diffusers: pip install torch diffusers requests")
+  if not (torch.cuda.is_available() or options.tiny):
+    sys.exit("The PyTorch row needs a PyTorch that sees the GPU; this one does not.")
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  forward = common.torch_forward(common.torch_unet(unet(options), torch.bfloat16, device), *shape(options))
+
+  def run():
+    for _ in BRANCHES:
+      forward()
+
+  result = common.timed(run, options.repeats)
+  return result | {"memory": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")}
+
+
+def video(options):
+  """All steps over a window of frames and the window of padding that every video has, then decoding."""
+  network, window = unet(options), shape(options)[1]
+  widths = dict(block_out_channels=(32, 32, 64, 64), layers_per_block=1) if options.tiny else {}
+  vae = VAE(dtype=jnp.bfloat16, **widths)
+  params = common.random_params(network, **common.unet_inputs(network, *shape(options)))
+  images = jax.ShapeDtypeStruct((1, 2, 2 * vae.downscale, 2 * vae.downscale, vae.in_channels), jnp.float32)
+  vae_params = common.random_params(vae, images=images)
+  given = conditions(network, options)
+  noise = jnp.concatenate([given["noise"]] * 2)
+  index = np.zeros(len(noise), int)
+  tables = [TokenTable(given[name][None], index) for name in ("audio", "emotion")]
+  plan = Plan(steps=2 if options.tiny else 25, window=window)
+
+  def run():
+    latents = denoise(
+      network, params, noise, *tables, given["constants"], plan, guidance.scales(), BRANCHES, vae.scaling_factor
+    )
+    latents.block_until_ready()
+    middle = time.perf_counter()
+    frames = decode_frames(vae, vae_params, latents, window)
+    run.decoding = time.perf_counter() - middle
+    return frames
+
+  assert np.isfinite(run()).all()  # and compiles
+  start = time.perf_counter()
+  run()
+  total = time.perf_counter() - start
+  calls = sum(len(plan.groups(len(noise), step)) for step in range(plan.steps))
+  return {"median": total, "decoding": run.decoding, "calls": calls, "memory": device_memory_gb()}
+
+
+_MEASURE = dict(zip(SIDES, (matrix_product, guided_step, three_forwards, three_forwards_pytorch, video), strict=True))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--repeats", type=int, default=10)
+  parser.add_argument("--tiny", action="store_true", help="small widths and latents, to see that it runs")
+  parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+  options = parser.parse_args()
+  if options.side:
+    device = {"device": jax.local_devices()[0].device_kind} if options.side == PEAK else {}
+    print(json.dumps(_MEASURE[options.side](options) | device))
+    return
+
+  results = {}
+  for side in SIDES:
+    results[side] = common.run_side("--side", side, "--repeats", options.repeats, *["--tiny"] * options.tiny)
+    print(f"{side}: {results[side]}", flush=True)
+  results = {side: result for side, result in results.items() if result}
+  if FORWARDS in results and PYTORCH in results:
+    results[PYTORCH]["flops"] = results[FORWARDS]["flops"]
+  peak = results[PEAK]["flops"] / results[PEAK]["median"]
+
+  rows = []
+  for side, result in results.items():
+    rate = result["flops"] / result["median"] if "flops" in result else None
+    name = side
+    if side == VIDEO:
+      name = f"video: {result['calls']} guided steps, then decoding ({result['decoding']:.1f} s)"
+    rows.append(
+      (
+        name,
+        f"{result['median']:.3f}",
+        f"{rate / 1e12:.1f}" if rate else "",
+        f"{100 * rate / peak:.0f} %" if rate else "",
+        f"{result['memory']:.1f}",
+      )
+    )
+  _, frames, height, width = shape(options)
+  common.print_table(
+    f"{results[PEAK]['device']}: {frames} frames of {8 * height}×{8 * width}, {len(BRANCHES)} branches, bfloat16, "
+    f"median of {options.repeats}; jax {jax.__version__}",
+    ("", "seconds", "TFLOP/s", "share of the matrix peak", "peak memory, GB"),
+    rows,
+  )
+
+
+if __name__ == "__main__":
+  main()
