@@ -5,7 +5,9 @@ import dataclasses
 import importlib.metadata
 import os
 import pathlib
+import signal
 import sys
+import threading
 from typing import Annotated, Union
 
 import tyro
@@ -158,7 +160,12 @@ class Generate:
     out = check_target(self.out)
     talker = DiceTalk.load(self.weights)
     options = {field.name: getattr(self.generation, field.name) for field in dataclasses.fields(self.generation)}
-    with _progress() as progress:
+    with _progress() as show, _interruptible() as stop_if_interrupted:
+
+      def progress(stage, done, total):
+        stop_if_interrupted()
+        show(stage, done, total)
+
       video = talker.generate(self.image, self.audio, self.emotion, **options, progress=progress)
       for note in video.notes:
         _console.print(note, soft_wrap=True)
@@ -203,6 +210,30 @@ def _progress(of_bytes=False, one_bar=False):
   finally:
     if tasks:
       bars.stop()
+
+
+@contextlib.contextmanager
+def _interruptible():
+  """Gives a function that raises the KeyboardInterrupt of an earlier Ctrl-C.
+
+  One that comes while JAX runs a callback from C++ is raised there, printed and lost.
+  """
+  interrupted = threading.Event()
+
+  def interrupt(*_):
+    interrupted.set()
+    raise KeyboardInterrupt
+
+  def stop_if_interrupted():
+    if interrupted.is_set():
+      raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGINT, interrupt) if threading.current_thread() is threading.main_thread() else None
+  try:
+    yield stop_if_interrupted
+  finally:
+    if before is not None:
+      signal.signal(signal.SIGINT, before)
 
 
 def _use_fast_convolutions():

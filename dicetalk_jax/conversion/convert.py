@@ -16,6 +16,7 @@ from dicetalk_jax.conversion.store import (
   RETAINED,
   SOURCE,
   VERSION,
+  expanded,
   new_folder,
   write_item,
   write_json,
@@ -41,7 +42,7 @@ def convert(
   Raises WeightsError for a release that is incomplete, damaged or of another architecture, OutputError where `weights`
   cannot be written.
   """
-  release = open_release(pathlib.Path(source).expanduser())
+  release = open_release(expanded(source))
   total = sum(t.spec.bytes for network in release.networks for t in network.tensors if t.entry or not slim)
   report = _Report(progress, total)
   with new_folder(weights, needed=total) as folder:

@@ -16,11 +16,13 @@ from dicetalk_jax.conversion.released import OVERLAY_SUFFIX, OWN, PARTS, SETTING
 from dicetalk_jax.conversion.store import (
   PRIORS,
   SOURCE,
+  expanded,
   item_shapes,
   new_folder,
   read_config,
   read_item,
   read_json,
+  stop_if_interrupted,
 )
 from dicetalk_jax.errors import WeightsError
 
@@ -39,7 +41,7 @@ def export(
   Raises WeightsError where the folder is damaged or, being slim, has not kept what a file needs; OutputError where
   `target` cannot be written; MissingDependencyError without PyTorch.
   """
-  weights = pathlib.Path(weights).expanduser()
+  weights = expanded(weights)
   config = read_config(weights)
   source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else _canonical(weights, config)
   files = [file for file in source["files"] if all or file["path"].startswith(f"{OWN}/")]
@@ -54,6 +56,7 @@ def export(
   with new_folder(target, needed) as folder:
     network, params = None, {}
     for number, file in enumerate(files):
+      stop_if_interrupted()
       if file["network"] != network:
         params.clear()
         network, params = file["network"], flatten(read_item(weights / file["network"]))

@@ -3,11 +3,16 @@
 import dataclasses
 import functools
 import json
+import math
+import numbers
+import typing
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import EinopsError
+from flax.errors import FlaxError
 
 from dicetalk_jax.conversion.engine import Table
 from dicetalk_jax.conversion.small_networks import (
@@ -61,21 +66,45 @@ def build(name: str, config: Mapping, dtype=jnp.float32) -> nn.Module:
   """
   try:
     if name == "unet":
-      return UNet.from_config(config, adapter_scales=tuple(config["adapter_scales"]), dtype=dtype)
-    if name in _WITH_CONFIG_JSON:
-      return _CLASSES[name].from_config(config, dtype=dtype)
-    fields = {field.name for field in dataclasses.fields(_CLASSES[name])}
-    attributes = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in fields}
-    return _CLASSES[name](**attributes, dtype=dtype)
+      module = UNet.from_config(config, adapter_scales=tuple(config["adapter_scales"]), dtype=dtype)
+    elif name in _WITH_CONFIG_JSON:
+      module = _CLASSES[name].from_config(config, dtype=dtype)
+    else:
+      fields = {field.name for field in dataclasses.fields(_CLASSES[name])}
+      attributes = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in fields}
+      module = _CLASSES[name](**attributes, dtype=dtype)
+    _check_numbers(module)
+    return module
   except KeyError as error:
     raise WeightsError(f"The {name}'s configuration has no {error}.") from None
   except (ValueError, TypeError) as error:
-    raise WeightsError(f"The {name}'s configuration is not one of this network: {error}.") from None
+    raise _unfit(name, error) from None
+
+
+def _check_numbers(module: nn.Module) -> None:
+  """Raises ValueError for an attribute that is no size (a whole number above 0) or no number where it is to be one."""
+  for field in dataclasses.fields(module):
+    value, types = getattr(module, field.name), (field.type, *typing.get_args(field.type))
+    several = isinstance(value, tuple | list)
+    for number in value if several else (value,):
+      is_number = isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number)
+      if int in types and not (is_number and isinstance(number, numbers.Integral) and number > 0):
+        raise ValueError(f"{field.name} is {value!r}, wanted whole numbers above 0")
+      if float in types and not (is_number and (several or number > 0)):
+        raise ValueError(f"{field.name} is {value!r}, wanted a number above 0")
+
+
+def _unfit(name: str, error: Exception) -> WeightsError:
+  cause = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")[:200]
+  return WeightsError(f"The {name}'s configuration is not one of this network: {cause}.")
 
 
 def network_shapes(name: str, config: Mapping) -> dict:
   """The abstract float32 parameters of a network as nested dicts; nothing is computed. Errors as in `build`."""
-  return _network_shapes(name, json.dumps(config))
+  try:
+    return _network_shapes(name, json.dumps(config))
+  except (ArithmeticError, EinopsError, FlaxError, TypeError, ValueError) as error:
+    raise _unfit(name, error) from None
 
 
 @functools.cache

@@ -4,6 +4,7 @@ A reader keeps nothing open or in memory between calls: `.safetensors` and `.pth
 pages count as this process's memory until the mapping is closed.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import pathlib
@@ -124,12 +125,21 @@ def _known(dtype: str, names: dict[str, str], key: str, path: pathlib.Path) -> s
   return names[dtype]
 
 
-def _damaged(path: pathlib.Path, found: str) -> WeightsError:
-  return WeightsError(f"{path} is truncated or damaged ({found}); download or copy it again.")
+def _damaged(path: pathlib.Path, found: str | None = None) -> WeightsError:
+  if kind := _other_kind(path):
+    return WeightsError(f"{path} is {kind} and no checkpoint; download or copy it again.")
+  return WeightsError(f"{path} is truncated or damaged{f' ({found})' if found else ''}; download or copy it again.")
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0].strip(" .")[:200]
+def _other_kind(path: pathlib.Path) -> str | None:
+  """What a server or a person may have put in place of a checkpoint, judged by how it starts."""
+  with path.open("rb") as file:
+    start = file.read(512)
+  if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+    return "a web page"
+  # The last character may be cut in two.
+  text = codecs.getincrementaldecoder("utf-8")("replace").decode(start)
+  return "a text file" if all(c.isprintable() or c.isspace() for c in text) and "\ufffd" not in text else None
 
 
 def _open_safetensors(path: pathlib.Path):
@@ -137,8 +147,8 @@ def _open_safetensors(path: pathlib.Path):
 
   try:
     return safe_open(path, framework="numpy")
-  except SafetensorError as error:
-    raise _damaged(path, _first_line(error)) from None
+  except SafetensorError:
+    raise _damaged(path) from None
 
 
 def _check_zip(path: pathlib.Path) -> None:
@@ -148,8 +158,8 @@ def _check_zip(path: pathlib.Path) -> None:
   try:
     with zipfile.ZipFile(path) as archive:
       bad = archive.testzip()
-  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-    raise _damaged(path, _first_line(error)) from None
+  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    raise _damaged(path) from None
   if bad:
     raise _damaged(path, f"the check sum of '{bad}' is wrong")
 
@@ -172,14 +182,14 @@ def _load(path: pathlib.Path):
       warnings.simplefilter("ignore")
       # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
       return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
-  except Exception as error:
-    if wanted := _imports(path):
+  except Exception:
+    # Text may happen to read like a pickle's imports.
+    if not _other_kind(path) and (wanted := _imports(path)):
       raise WeightsError(
         f"{path} is a pickle that wants to import {wanted}, which weights never need; it was refused and nothing in "
         "it was run. Get the file from its publisher."
       ) from None
-    found = "PyTorch cannot read it" if "weights_only" in str(error) else _first_line(error)
-    raise _damaged(path, found) from None
+    raise _damaged(path) from None
 
 
 def _imports(path: pathlib.Path) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dicetalk_jax.conversion.engine import Entry, plan
 from dicetalk_jax.conversion.networks import TABLES, network_shapes
 from dicetalk_jax.conversion.readers import TORCH_SUFFIXES, CheckpointFile, Spec, open_checkpoint
-from dicetalk_jax.conversion.store import read_json
+from dicetalk_jax.conversion.store import check_sampler, read_json
 from dicetalk_jax.errors import WeightsError
 
 SVD = "stable-video-diffusion-img2vid-xt"
@@ -129,6 +129,7 @@ def open_release(folder: pathlib.Path) -> Release:
   release = Release(folder, [], [], {})
   for path in DOCUMENTS:
     _add_document(release, folder / path)
+  check_sampler(release.document(SETTINGS["sampler"]), folder / SETTINGS["sampler"])
   for part in PARTS:
     release.networks.append(_open_network(release, part))
   return release
@@ -153,7 +154,12 @@ def _open_network(release: Release, part: Part) -> Network:
   paths = " over ".join(str(release.files[files[0]].path) for files in reversed(groups))
   config = _architecture(release, part, specs, paths)
   shapes = {key: spec.shape for key, spec in specs.items()}
-  entries = {entry.key: entry for entry in plan(table, shapes, network_shapes(part.network, config), paths)}
+  try:
+    target = network_shapes(part.network, config)
+  except WeightsError as error:
+    described = release.folder / part.folder / "config.json" if part.config else paths
+    raise WeightsError(f"{described}: {error}") from None
+  entries = {entry.key: entry for entry in plan(table, shapes, target, paths)}
   tensors = [
     Tensor(number, key, spec, entries[key] if last[key] == number and entries[key].path else None)
     for number in itertools.chain(*groups)

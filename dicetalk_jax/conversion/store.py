@@ -3,16 +3,20 @@
 import contextlib
 import errno
 import json
+import logging
+import math
 import os
 import pathlib
 import shutil
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.errors import OutputError, WeightsError
+from dicetalk_jax.errors import DiceTalkError, OutputError, WeightsError
 
 FORMAT = "dicetalk_jax weights"
 VERSION = 1
@@ -21,6 +25,21 @@ SOURCE = "source.json"
 PRIORS = "emotion_priors.safetensors"
 RETAINED = "retained"
 _TEMPORARY = ".unfinished"
+_interrupted = threading.Event()
+
+
+def expanded(path: str | os.PathLike, error: type[DiceTalkError] = WeightsError) -> pathlib.Path:
+  """The absolute path, `~` resolved; raises `error` for an empty one and for a home that does not exist."""
+  if not os.fspath(path):
+    raise error("The path is empty; give that of a folder.")
+  try:
+    return pathlib.Path(path).expanduser().absolute()
+  except RuntimeError:
+    raise error(f"{path} is in the home folder of a user that this machine does not have.") from None
+
+
+def readable_size(count: int) -> str:
+  return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _context() -> ocp.Context:
@@ -32,7 +51,10 @@ def _context() -> ocp.Context:
 
 
 def write_item(folder: pathlib.Path, pieces: Iterable[Mapping[str, np.ndarray]]) -> None:
-  """Writes one Orbax item from pieces {'a/b': array}, so that no more than a piece is in memory."""
+  """Writes one Orbax item from pieces {'a/b': array}, so that no more than a piece is in memory.
+
+  Within `new_folder`, Ctrl-C ends it between two pieces.
+  """
   folder.parent.mkdir(exist_ok=True)
   with _context():
     for piece in pieces:
@@ -40,39 +62,79 @@ def write_item(folder: pathlib.Path, pieces: Iterable[Mapping[str, np.ndarray]])
       if shutil.disk_usage(folder.parent).free < sum(array.nbytes for array in piece.values()):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       ocp.partial.save(folder, unflatten(piece))
+      stop_if_interrupted()
     ocp.partial.finalize(folder)
 
 
 def item_shapes(folder: pathlib.Path) -> dict:
   """{'a/b': anything with shape and dtype}, without reading arrays; WeightsError where the item is damaged."""
   with _readable(folder):
-    return flatten(ocp.metadata(folder).metadata)
+    # Orbax takes a relative path for a damaged item.
+    shapes = ocp.metadata(folder.absolute()).metadata
+    if shapes is None:
+      raise ValueError("what it holds cannot be told")
+    return flatten(shapes)
 
 
 def read_item(folder: pathlib.Path, abstract: Mapping | None = None) -> dict:
   """Nested arrays: NumPy as written, or as `abstract` (jax.ShapeDtypeStruct leaves) wants; WeightsError if damaged."""
   with _readable(folder), _context():
-    return ocp.load(folder, abstract)
+    return ocp.load(folder.absolute(), abstract)
 
 
 @contextlib.contextmanager
 def _readable(folder: pathlib.Path) -> Iterator[None]:
+  # Orbax logs what it then raises, with tracebacks.
+  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+  levels = [logger.level for logger in loggers]
   try:
+    for logger in loggers:
+      logger.setLevel(logging.CRITICAL)
     yield
   except Exception as error:  # Orbax and TensorStore have many names for a damaged file
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
       raise
-    raise WeightsError(f"{folder} is damaged or incomplete; convert or copy the weights again.") from error
+    cause = (str(error).strip().splitlines() or [""])[0].rstrip(" .:")[:200]
+    raise WeightsError(
+      f"{folder} is damaged or incomplete ({type(error).__name__}: {cause}); convert or copy the weights again."
+    ) from error
+  finally:
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _interrupt_awaited() -> Iterator[None]:
+  """Ctrl-C takes effect at `stop_if_interrupted`: Orbax, interrupted in the middle, may swallow it or leave threads."""
+  in_charge = threading.current_thread() is threading.main_thread()
+  if not in_charge or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    yield
+    return
+  _interrupted.clear()
+  signal.signal(signal.SIGINT, lambda *_: _interrupted.set())
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop_if_interrupted()
+
+
+def stop_if_interrupted() -> None:
+  """Raises the KeyboardInterrupt of a Ctrl-C that came while a `new_folder` was filled."""
+  if _interrupted.is_set():
+    _interrupted.clear()
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike, needed: int = 0) -> Iterator[pathlib.Path]:
   """A folder to fill that takes the name `target` when the block ends well and otherwise leaves nothing.
 
-  What an interrupted process left is removed first. Raises OutputError where the target holds something already, cannot
+  What an interrupted process left is removed first. Within the block Ctrl-C waits for `stop_if_interrupted`, which the
+  block calls at places where it may end. Raises OutputError where the target holds something already, cannot
   be made, or where less than `needed` bytes are free.
   """
-  target = pathlib.Path(target).expanduser().resolve()
+  target = expanded(target, OutputError).resolve()
   temporary = target.with_name(f".{target.name}{_TEMPORARY}")
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise OutputError(f"{target} exists and is not an empty folder; name another one, or remove it first.")
@@ -82,16 +144,19 @@ def new_folder(target: str | os.PathLike, needed: int = 0) -> Iterator[pathlib.P
       shutil.rmtree(temporary)
     free = shutil.disk_usage(target.parent).free
     if free < needed:
-      raise OutputError(f"{target} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there.")
-    temporary.mkdir()
-    yield temporary
-    temporary.rename(target)
+      raise OutputError(f"{target} needs {readable_size(needed)}, and {readable_size(free)} are free there.")
+    with _interrupt_awaited():
+      try:
+        temporary.mkdir()
+        yield temporary
+        stop_if_interrupted()
+        temporary.rename(target)
+      finally:
+        shutil.rmtree(temporary, ignore_errors=True)
   except Exception as error:
     if reason := _write_failure(error):
       raise OutputError(f"{target} could not be written: {reason}. Nothing was left there.") from error
     raise
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_failure(error: BaseException | None) -> str | None:
@@ -135,15 +200,41 @@ def read_config(folder: pathlib.Path) -> dict:
     )
     raise WeightsError(f"{folder} has no {CONFIG}; {hint}.")
   config = read_json(folder / CONFIG)
-  if config.get("format") != FORMAT or not isinstance(config.get("version"), int):
+  version = config.get("version")
+  if config.get("format") != FORMAT or type(version) is not int or version < 1:
     raise WeightsError(f'{folder / CONFIG} is not that of a weights folder; those say "format": "{FORMAT}".')
-  if config["version"] > VERSION:
+  if version > VERSION:
     raise WeightsError(
-      f"{folder} has format version {config['version']} and this is able to read up to {VERSION}; update dicetalk-jax."
+      f"{folder} has format version {version} and this is able to read up to {VERSION}; update dicetalk-jax."
     )
   networks = config.get("networks")
   if not isinstance(networks, dict) or not networks:
     raise WeightsError(f"{folder / CONFIG} lists no networks.")
-  if missing := [name for name in networks if not (folder / name).is_dir()]:
+  for name, architecture in networks.items():
+    if not isinstance(architecture, dict):
+      raise WeightsError(
+        f"{folder / CONFIG}: networks.{name} is {_short(architecture)}, wanted an object of its sizes."
+      )
+  for name in ("emotions", "source"):
+    listed = config.get(name, [])
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+      raise WeightsError(f"{folder / CONFIG}: {name} is {_short(listed)}, wanted a list of names.")
+  check_sampler(config.get("sampler", {}), folder / CONFIG)
+  if missing := [name for name in networks if not (folder / name).is_dir() or not any((folder / name).iterdir())]:
     raise WeightsError(f"{folder} is incomplete: {', '.join(missing)} missing; convert or copy the weights again.")
   return config
+
+
+def check_sampler(sampler, path: pathlib.Path) -> None:
+  """WeightsError, naming `path`, where noise levels are given that are not positive numbers."""
+  if not isinstance(sampler, dict):
+    raise WeightsError(f"{path}: the sampler is {_short(sampler)}, wanted an object with sigma_min and sigma_max.")
+  for name in ("sigma_min", "sigma_max"):
+    sigma = sampler.get(name)
+    is_number = isinstance(sigma, int | float) and not isinstance(sigma, bool) and math.isfinite(sigma)
+    if sigma is not None and not (is_number and sigma > 0):
+      raise WeightsError(f"{path}: {name} is {_short(sigma)}, wanted a number above 0.")
+
+
+def _short(value) -> str:
+  return json.dumps(value, ensure_ascii=False)[:80]

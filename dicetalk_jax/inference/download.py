@@ -24,6 +24,7 @@ from dicetalk_jax.conversion.released import (
   candidates,
   shards,
 )
+from dicetalk_jax.conversion.store import expanded, readable_size
 from dicetalk_jax.errors import OutputError, WeightsError
 
 Progress = Callable[[str, int, int], None]
@@ -48,7 +49,7 @@ def download(
   Raises WeightsError where a repository, file, permission or connection is missing, OutputError where `target` cannot
   be written.
   """
-  target = pathlib.Path(target).expanduser()
+  target = expanded(target, OutputError)
   own, video, speech = (_Repository(name, token, endpoint, target, progress) for name in (dicetalk, svd, whisper))
   published = {SVD: video, WHISPER: speech}
   with _writing(target):
@@ -114,7 +115,7 @@ class _Repository:
     partial.parent.mkdir(parents=True, exist_ok=True)
     done = partial.stat().st_size if partial.exists() else 0
     if metadata.size is not None and (free := shutil.disk_usage(self.target).free) < metadata.size - done:
-      needed = f"{metadata.size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {self.target}"
+      needed = f"{readable_size(metadata.size)}, and {readable_size(free)} are free in {self.target}"
       raise OutputError(f"{relative} needs {needed}; what has arrived is kept there.")
     with partial.open("ab") as file, self._explained():
       http_get(

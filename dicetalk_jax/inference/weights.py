@@ -16,17 +16,19 @@ from safetensors import SafetensorError
 
 from dicetalk_jax.conversion.convert import convert, write_priors
 from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.conversion.networks import NETWORKS, build
+from dicetalk_jax.conversion.networks import NETWORKS, build, network_shapes
 from dicetalk_jax.conversion.released import PRIOR_FOLDERS
 from dicetalk_jax.conversion.store import (
   CONFIG,
   FORMAT,
   PRIORS,
   VERSION,
+  expanded,
   item_shapes,
   new_folder,
   read_config,
   read_item,
+  readable_size,
   write_item,
   write_json,
 )
@@ -63,14 +65,16 @@ class Info:
 
   def __str__(self):
     rows = [f"{self.folder}: format version {self.version}", ""]
-    rows.append(f"{'network':<20}{'parameters':>14}{'size':>11}  {'stored as':<20}architecture")
+    stored = {name: ", ".join(network.dtypes) for name, network in self.networks.items()}
+    width = max(map(len, ("stored as", *stored.values())))
+    rows.append(f"{'network':<20}{'parameters':>14}{'size':>11}  {'stored as':<{width}}  architecture")
     for name, network in self.networks.items():
-      dtypes = ", ".join(network.dtypes)
       facts = ", ".join(f"{key} {_short(value)}" for key, value in network.architecture.items() if key in _SIZES)
-      rows.append(f"{name:<20}{network.parameters:>14,}{_size(network.bytes):>11}  {dtypes:<20}{facts}")
+      size = readable_size(network.bytes)
+      rows.append(f"{name:<20}{network.parameters:>14,}{size:>11}  {stored[name]:<{width}}  {facts}")
     total = sum(network.bytes for network in self.networks.values())
     parameters = sum(network.parameters for network in self.networks.values())
-    rows += [f"{'all':<20}{parameters:>14,}{_size(total):>11}", ""]
+    rows += [f"{'all':<20}{parameters:>14,}{readable_size(total):>11}", ""]
     rows.append(f"emotions: {', '.join(self.emotions) or 'none (convert with --priors DIR to have some)'}")
     rows.append(f"source: {', '.join(self.source) or 'trained'}")
     return "\n".join(rows)
@@ -86,7 +90,7 @@ class Weights:
   @classmethod
   def open(cls, folder: str | os.PathLike) -> "Weights":
     """Raises WeightsError for a folder that is missing, another thing, incomplete or of a newer format version."""
-    folder = pathlib.Path(folder).expanduser().absolute()
+    folder = expanded(folder)
     return cls(folder, read_config(folder))
 
   @classmethod
@@ -132,15 +136,16 @@ class Weights:
     """A network's parameters as nested jax.Arrays.
 
     dtype: to cast to while reading; None keeps what is stored. sharding: a Sharding for all, a nested dict of them as
-    the parameters, or None for the default device. Raises WeightsError where the folder is damaged.
+    the parameters, or None for the default device. Raises WeightsError where the folder is damaged or
+    holds tensors other than those of its config.json.
     """
-    self._architecture(network)
+    shapes = self._shapes(network)
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = flatten(sharding) if isinstance(sharding, Mapping) else collections.defaultdict(lambda: sharding)
     abstract = {
       path: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=shardings[path])
-      for path, leaf in item_shapes(self.folder / network).items()
+      for path, leaf in shapes.items()
     }
     return read_item(self.folder / network, unflatten(abstract))
 
@@ -171,6 +176,20 @@ class Weights:
     emotions, source = self.config.get("emotions", []), self.config.get("source", [])
     return Info(self.folder, self.config["version"], networks, list(emotions), list(source))
 
+  def _shapes(self, network: str) -> dict:
+    """{'a/b': anything with shape and dtype} as stored, which must be what the architecture wants."""
+    wanted = flatten(network_shapes(network, self._architecture(network)))
+    stored = item_shapes(self.folder / network)
+    for path in sorted(wanted.keys() | stored.keys()):
+      found, right = (tuple(leaves[path].shape) if path in leaves else None for leaves in (stored, wanted))
+      if found != right:
+        found, right = found if path in stored else "missing", right if path in wanted else "none of that name"
+        raise WeightsError(
+          f"{self.folder / network} does not fit {self.folder / CONFIG}: '{path}' is {found}, wanted {right}; convert "
+          "or copy the weights again."
+        )
+    return stored
+
   def _architecture(self, network: str) -> dict:
     if network not in self.config["networks"]:
       held = ", ".join(self.config["networks"])
@@ -191,17 +210,13 @@ def convert_release(
   there; weights without priors have no emotion labels. Raises InputError for priors that cannot be used, and what
   `convert` raises.
   """
-  source = pathlib.Path(source).expanduser()
+  source = expanded(source)
   if priors_folder is None:
     folders = [source / name for name in PRIOR_FOLDERS]
     priors_folder = next((folder for folder in folders if any(folder.glob("*.npy"))), None)
   priors = read_priors(priors_folder) if priors_folder is not None else None
   convert(source, weights, priors, slim, progress)
   return Weights.open(weights)
-
-
-def _size(count: int) -> str:
-  return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _short(value) -> str:

@@ -28,7 +28,7 @@ from release import (
 from dicetalk_jax.conversion.convert import convert
 from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.conversion.networks import TABLES, network_shapes
-from dicetalk_jax.conversion.store import read_item
+from dicetalk_jax.conversion.store import new_folder, read_item, write_item
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.inference.weights import Weights, convert_release
 
@@ -160,11 +160,27 @@ def test_files_of_other_networks_are_refused(release):
     ("unet", {"_class_name": "UNet2DConditionModel"}, ["UNet2DConditionModel"]),
     ("vae", {"act_fn": "relu"}, ["act_fn"]),
     ("image_encoder", {"hidden_act": "relu"}, ["hidden_act", "relu"]),
+    ("unet", {"in_channels": "x"}, ["unet/config.json", "in_channels", "'x'"]),
+    ("unet", {"num_attention_heads": -1}, ["unet/config.json", "num_attention_heads"]),
+    ("vae", {"layers_per_block": -1}, ["vae/config.json", "layers_per_block", "-1"]),
+    ("vae", {"scaling_factor": 0}, ["vae/config.json", "scaling_factor"]),
+    ("vae", {"layers_per_block": [1]}, ["vae/config.json"]),
+    ("image_encoder", {"hidden_size": 0}, ["image_encoder/config.json", "hidden_size"]),
+    ("image_encoder", {"num_attention_heads": 3}, ["image_encoder/config.json"]),
+    ("image_encoder", {"layer_norm_eps": "x"}, ["image_encoder/config.json", "layer_norm_eps"]),
+    ("../whisper-tiny", {"d_model": "x"}, ["whisper-tiny/config.json", "d_model"]),
   ],
 )
 def test_a_config_that_asks_for_something_else_is_refused(release, part, change, words):
   edit_json(release / SVD / part / "config.json", **change)
   refused(release, *words)
+
+
+def test_noise_levels_that_are_none_are_refused(release):
+  path = release / SVD / "scheduler" / "scheduler_config.json"
+  for sigma in (-1, "x", True):
+    edit_json(path, sigma_max=sigma)
+    refused(release, str(path), "sigma_max")
 
 
 def test_a_config_that_is_no_json_is_named(release):
@@ -196,7 +212,7 @@ def test_a_folder_that_holds_something_is_not_written_over(release, tmp_path):
 def test_no_room_is_said_before_anything_is_written(release, monkeypatch):
   usage = shutil.disk_usage("/")
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**8))
-  refused(release, "GB are free", error=OutputError)
+  refused(release, "100.0 MB are free", error=OutputError)
 
 
 def test_no_room_on_the_way_leaves_nothing(release, monkeypatch):
@@ -216,9 +232,55 @@ def test_no_permission_leaves_nothing(release, tmp_path):
     convert(release, tmp_path / "file" / "weights")
 
 
+def test_ctrl_c_waits_for_the_end_of_a_piece(tmp_path):
+  reached = []
+
+  def pieces():
+    yield {"a": np.ones(2, np.float32)}
+    signal.raise_signal(signal.SIGINT)
+    reached.append("the end of the second")
+    yield {"b": np.ones(2, np.float32)}
+    reached.append("the third")
+
+  with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "weights") as folder:
+    write_item(folder / "network", pieces())
+  assert reached == ["the end of the second"] and not list(tmp_path.iterdir())
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupted_conversion_says_so_and_leaves_nothing(release, tmp_path):
+  """Ctrl-C at any moment after the first piece, in the middle of Orbax's writing too."""
+  run = in_another_process(f"""
+    import os, signal, sys, threading
+    from dicetalk_jax import cli
+    from dicetalk_jax.inference import weights
+    real, timers = weights.convert, []
+    def convert(source, target, priors, slim, progress):
+      def interrupting(*call):
+        progress(*call)
+        if not timers:
+          timers.append(threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)))
+          timers[0].start()
+      real(source, target, priors, slim, interrupting)
+    weights.convert = convert
+    sys.exit(cli.main(["convert", {str(release)!r}, {str(tmp_path / "weights")!r}]))
+  """)
+  said = run.stderr.decode()
+  assert run.returncode == 130, said
+  assert "stopped before the end" in said and "Traceback" not in said and "Error" not in said, said
+  assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def in_another_process(code):
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  return subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, timeout=300
+  )
+
+
 def killed(release, target, after):
   """Converts in another process, which is killed when `after` pieces are written."""
-  code = f"""
+  run = in_another_process(f"""
     import os, signal
     from dicetalk_jax.conversion.convert import convert
     calls = []
@@ -227,9 +289,7 @@ def killed(release, target, after):
       if len(calls) == {after}:
         os.kill(os.getpid(), signal.SIGKILL)
     convert({str(release)!r}, {str(target)!r}, progress=progress)
-  """
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-  run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, timeout=300)
+  """)
   assert run.returncode == -signal.SIGKILL, run.stderr.decode()
 
 

@@ -1,6 +1,7 @@
 """A weights folder -> the released layout, bit by bit."""
 
 import json
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from dicetalk_jax.conversion.convert import convert
 from dicetalk_jax.conversion.engine import flatten, to_torch
 from dicetalk_jax.conversion.export import export
 from dicetalk_jax.conversion.networks import TABLES
-from dicetalk_jax.conversion.store import read_item
+from dicetalk_jax.conversion.store import item_shapes, read_item
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.inference.weights import Weights, convert_release
 
@@ -50,6 +51,14 @@ def test_the_four_files_come_back(tmp_path_factory, tmp_path):
   assert set(export(weights, tmp_path / "back")) == OWN == files(tmp_path / "back")
   for name in OWN:
     assert_same_tensors(tmp_path / "back" / name, source / name)
+
+
+def test_relative_paths_are_those_of_the_current_folder(tmp_path_factory, tmp_path, monkeypatch):
+  monkeypatch.chdir(small_weights(tmp_path_factory).parent)
+  export("small_weights", tmp_path / "back")
+  assert files(tmp_path / "back") == OWN
+  assert flatten(read_item(pathlib.Path("small_weights/pose_guider"))).keys()
+  assert item_shapes(pathlib.Path("small_weights/pose_guider"))
 
 
 def published(weights, network):

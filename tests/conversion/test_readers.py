@@ -141,6 +141,23 @@ def test_a_git_lfs_pointer_is_recognised(tmp_path):
     open_checkpoint(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.pkl"])
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (b"\n<!DOCTYPE html><html>Not found</html>" * 50, "is a web page and no checkpoint"),
+    ("Zugriff verweigert – bitte anmelden\n".encode() * 50, "is a text file and no checkpoint"),
+    (b"cannot read\nthe file\n", "is a text file and no checkpoint"),
+    (b"PK\x03\x04" + bytes(range(256)) * 20, r"is truncated or damaged; download"),
+  ],
+  ids=["web page", "text", "text like a pickle", "cut zip"],
+)
+def test_what_stands_in_place_of_a_checkpoint_is_named(tmp_path, name, content, words):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(WeightsError, match=rf"{name} {words}"):
+    open_checkpoint(tmp_path / name)
+
+
 def test_without_pytorch_the_extra_is_named(tmp_path, monkeypatch):
   torch.save({"a": torch.ones(3)}, tmp_path / "a.pth")
   save_safetensors({"a": VALUES}, tmp_path / "a.safetensors")

@@ -276,5 +276,5 @@ def test_no_room_and_no_permission_are_said(hub, tmp_path, monkeypatch):
       download(tmp_path / "file" / "source", endpoint=endpoint)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
-    with pytest.raises(OutputError, match="GB are free"):
+    with pytest.raises(OutputError, match=r"1\.0 MB are free"):
       download(tmp_path / "source", endpoint=endpoint)

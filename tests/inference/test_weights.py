@@ -1,5 +1,6 @@
 """A weights folder: opening, loading, casting, sharding, what it says of itself, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,9 @@ from conftest import GOLDEN, draw
 from release import LABELS, small_release, small_weights, tensors, variation, write_prior
 
 from dicetalk_jax.conversion.engine import flatten
+from dicetalk_jax.conversion.export import export
 from dicetalk_jax.errors import InputError, OutputError, WeightsError
+from dicetalk_jax.inference.download import download
 from dicetalk_jax.inference.weights import Weights, convert_release
 
 
@@ -130,11 +133,17 @@ def test_saves_what_training_makes(weights, tmp_path):
     (lambda folder: edit_config(folder, format="something else"), "not that of a weights folder"),
     (lambda folder: edit_config(folder, version=2), r"format version 2 .* update dicetalk-jax"),
     (lambda folder: edit_config(folder, version="1"), "not that of a weights folder"),
+    (lambda folder: edit_config(folder, version=0), "not that of a weights folder"),
     (lambda folder: edit_config(folder, networks={}), "lists no networks"),
+    (lambda folder: edit_config(folder, networks={"unet": "x"}), r'networks\.unet is "x", wanted an object'),
+    (lambda folder: edit_config(folder, sampler=[]), r"the sampler is \[\], wanted an object"),
+    (lambda folder: edit_config(folder, sampler={"sigma_max": "x"}), 'sigma_max is "x", wanted a number'),
+    (lambda folder: edit_config(folder, sampler={"sigma_min": -1}), "sigma_min is -1, wanted a number"),
+    (lambda folder: edit_config(folder, emotions=3), "emotions is 3, wanted a list"),
     (lambda folder: shutil.rmtree(folder / "vae"), "incomplete: vae missing"),
+    (lambda folder: (shutil.rmtree(folder / "vae"), (folder / "vae").mkdir()), "incomplete: vae missing"),
     (lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").write_text("{")), "JSON"),
   ],
-  ids=["missing", "no config", "other format", "newer", "no version", "no networks", "incomplete", "no JSON"],
 )
 def test_what_is_no_weights_folder_is_refused(folder, spoil, words):
   spoil(folder)
@@ -146,6 +155,43 @@ def test_what_is_no_weights_folder_is_refused(folder, spoil, words):
 def test_a_released_folder_is_told_from_a_weights_folder(tmp_path_factory):
   with pytest.raises(WeightsError, match="dicetalk convert"):
     Weights.open(small_release(tmp_path_factory))
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"block_features": [16, 32, 96, 128]}, r"'blocks_5/bias' is \(256,\), wanted \(128,\)"),
+    ({"block_features": [16, 32, 96]}, r"'blocks_4/bias' is \(96,\), wanted none of that name"),
+    ({"features": "x"}, r"features is 'x', wanted whole numbers above 0"),
+  ],
+)
+def test_a_config_that_disagrees_with_the_tensors_is_refused(folder, change, words):
+  networks = json.loads((folder / "config.json").read_text())["networks"]
+  edit_config(folder, networks=networks | {"pose_guider": networks["pose_guider"] | change})
+  with pytest.raises(WeightsError, match=words) as caught:
+    Weights.open(folder).load("pose_guider")
+  assert "pose_guider" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_info_keeps_columns_apart(weights):
+  dtypes = {"float16": 1, "float32": 1, "bfloat16": 1}
+  info = weights.info()
+  mixed = dataclasses.replace(info.networks["vae"], dtypes=dtypes)
+  rows = str(dataclasses.replace(info, networks=info.networks | {"vae": mixed})).splitlines()
+  assert "float16, float32, bfloat16  block_out_channels" in next(row for row in rows if row.startswith("vae"))
+  columns = {row.index(word) for row in rows for word in ("architecture", "block_out_channels") if word in row}
+  assert len(columns) == 1
+
+
+@pytest.mark.parametrize(("path", "words"), [("~nosuchuser/x", "does not have"), ("", "empty")])
+def test_a_path_that_cannot_be_is_refused(path, words, tmp_path):
+  for call in (Weights.open, lambda p: convert_release(p, tmp_path / "w"), lambda p: export(p, tmp_path / "back")):
+    with pytest.raises(WeightsError, match=words):
+      call(path)
+  with pytest.raises(OutputError, match=words):
+    Weights.save(path, {}, {"networks": {}})
+  with pytest.raises(OutputError, match=words):
+    download(path)
 
 
 def files_of(item):
@@ -167,6 +213,16 @@ def test_a_damaged_network_is_named(folder, kind):
   with pytest.raises(WeightsError, match=r"pose_guider is damaged or incomplete") as caught:
     weights.load("pose_guider")
   assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_damaged_description_is_named_without_the_librarys_log(folder, caplog):
+  path = folder / "pose_guider" / "state" / "_METADATA"
+  data = path.read_bytes()
+  path.unlink()
+  path.write_bytes(data[:100])
+  with pytest.raises(WeightsError, match="pose_guider is damaged or incomplete"):
+    Weights.open(folder).info()
+  assert not caplog.records
 
 
 def test_damaged_priors_are_named(folder):
