@@ -3,10 +3,10 @@
     pip install diffusers requests
     python benchmarks/unet_cpu.py
 
-Each side runs in its own process, one after the other, with as many threads; full-size widths, random weights, the median of
-several runs. Each process needs about 8 GB and some minutes; `--tiny` shows sooner that everything runs. Close other
-programs first: the load average is printed beside the figures. On a busy machine `--threads 1` and the column of CPU
-seconds, over all threads, still compare.
+Each side runs in its own process, one after the other, with as many threads; full-size widths, random weights, the
+median of several runs. Each process needs about 8 GB and some minutes; `--tiny` shows sooner that everything runs.
+Close other programs first: the load average is printed beside the figures. On a busy machine `--threads 1` and the
+column of CPU seconds, over all threads, still compare.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def main():
         )
       )
   common.print_table(
-    f"One U-Net forward, float32, {options.threads} threads, median of {options.repeats}; {common.machine()}",
+    f"One U-Net forward, float32, {options.threads} thread(s), median of {options.repeats}; {common.machine()}",
     ("frames × latents", "network", "seconds", "range", "CPU seconds", "/ PyTorch", "GFLOP/s", "memory, GB"),
     rows,
   )

@@ -189,6 +189,8 @@ def main():
   results = {side: result for side, result in results.items() if result}
   if FORWARDS in results and PYTORCH in results:
     results[PYTORCH]["flops"] = results[FORWARDS]["flops"]
+  if PEAK not in results:
+    sys.exit("The device does not even multiply matrices; see above.")
   peak = results[PEAK]["flops"] / results[PEAK]["median"]
 
   rows = []
