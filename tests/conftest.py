@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import sys
 import zlib
 
@@ -15,6 +16,9 @@ import pytest
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 sys.path.insert(0, str(GOLDEN.parent))
+
+# A shell starts background commands with Ctrl-C ignored, and its children inherit that; tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
