@@ -150,7 +150,7 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
   """The first sound stream of a file FFmpeg knows, as far as it can be decoded."""
   unreadable = f"audio {path} is not a sound that can be read, or is damaged"
   try:
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="ignore") as container:
       if not container.streams.audio:
         raise InputError(f"audio {path} has no sound stream; give a sound file or a video with sound")
       return _join(decoded(container, container.streams.audio[0]))
@@ -168,9 +168,10 @@ def _join(frames: Iterable[av.AudioFrame]) -> tuple[np.ndarray, int]:
     kind = frame.format.name, frame.layout.name, frame.sample_rate
     if kind != source:
       blocks += [] if resampler is None else resampler.resample(None)
-      source, resampler = kind, av.AudioResampler(format="fltp", layout=layout, rate=rate)
+      source, resampler = kind, av.AudioResampler(format="flt", layout=layout, rate=rate)
     blocks += resampler.resample(frame)
   if resampler is None:
     raise ValueError("nothing in it can be decoded")
   blocks += resampler.resample(None)
-  return np.concatenate([block.to_ndarray() for block in blocks], axis=1).T, rate  # (channel, n) -> (n, channel)
+  # Interleaved: PyAV breaks down on planes of more than 8 channels.
+  return np.concatenate([block.to_ndarray().reshape(block.samples, -1) for block in blocks]), rate

@@ -240,7 +240,7 @@ class VideoInfo:
 def probe(source) -> VideoInfo:
   """Sizes, durations and codecs of a video, counted packet by packet; InputError as in `read_video`."""
   path = existing_file(source, "video")
-  with _opened(path) as container:
+  with open_video(path) as container:
     streams = [container.streams.video[0], *container.streams.audio[:1]]
     spans = {stream.index: [0, math.inf, -math.inf] for stream in streams}
     for packet in container.demux(streams):
@@ -279,7 +279,7 @@ def read_video(source, fps: float | None = None, max_frames: int | None = None) 
     raise InputError(f"frames a second must be positive; this is {fps}")
   if max_frames is not None and max_frames < 1:
     raise InputError(f"the number of frames to read must be positive; this is {max_frames}")
-  with _opened(path) as container:
+  with open_video(path) as container:
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     rate = fps or float(stream.average_rate or 25)
@@ -291,15 +291,21 @@ def read_video(source, fps: float | None = None, max_frames: int | None = None) 
 
 
 @contextlib.contextmanager
-def _opened(path):
+def open_video(path: Path):
+  """A context with the container of a file that has pictures; InputError for one that has none or cannot be read."""
   try:
-    container = av.open(str(path))
+    # Titles in another encoding than UTF-8 are common, and of no use here.
+    container = av.open(str(path), metadata_errors="ignore")
   except (av.FFmpegError, OSError, ValueError) as error:
-    raise InputError(f"video {path} is not a video that can be read, or is damaged ({error.strerror})") from error
+    reason = getattr(error, "strerror", None) or error
+    raise InputError(f"video {path} is not a video that can be read, or is damaged ({reason})") from error
   with container:
     # FFmpeg takes any text for the drawing of a terminal.
     if not container.streams.video or container.format.name == "tty":
       raise InputError(f"video {path} has no pictures; give a video file")
+    stream = container.streams.best("video")
+    if stream is None or stream.codec_context is None:
+      raise InputError(f"video {path} is of a kind that cannot be decoded, or is damaged")
     yield container
 
 

@@ -258,3 +258,17 @@ def test_real_speech_is_read(examples):
     assert abs(len(ours) / 16000 - expected) < 0.05 and not media.is_silent(ours), name
   head = media.read_audio(examples / "talking_head_with_audio.mp4")
   assert abs(len(head) / 16000 - 26.007) < 0.07 and not media.is_silent(head)
+
+
+def test_more_channels_than_a_cinema_has(tmp_path):
+  path = tmp_path / "many.mkv"
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("pcm_s16le", rate=16000, layout="hexadecagonal")
+    samples = np.tile(np.arange(1600, dtype=np.int16)[:, None], (1, 16))
+    frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="hexadecagonal")
+    frame.rate = 16000
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  sound, rate = media.read_sound(path)
+  assert (sound.shape, rate) == ((1600, 16), 16000)
+  np.testing.assert_array_equal(sound, samples / np.float32(32768))
