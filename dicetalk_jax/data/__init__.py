@@ -1,0 +1,1 @@
+"""Data: clips of speaking people as records, a drawn world with known truth, and the batches that training reads."""

@@ -1,0 +1,220 @@
+"""The one record: a clip of one speaking face, whatever set it comes from, as TFDS features without TensorFlow."""
+
+import dataclasses
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+
+from dicetalk_jax.errors import InputError
+
+FPS = 25
+RATE = 16_000
+SAMPLES_PER_FRAME = RATE // FPS
+EXPRESSION_DIM = 64
+# MEAD's, in the order of the published priors' labels; -1 in a record is "not known".
+EMOTIONS = ("angry", "contempt", "disgusted", "fear", "happy", "neutral", "sad", "surprised")
+LEVELS = (1, 2, 3)
+# What the drawn world knows of each frame (see dicetalk_jax/data/world).
+TRUTH = (
+  *("mouth_opening", "mouth_width", "phoneme"),
+  *("brow_inner", "brow_outer", "lid", "squint", "corner_left", "corner_right", "cheek", "nose_wrinkle", "upper_lip"),
+  *("gaze_x", "gaze_y", "yaw", "pitch", "roll"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A file to make clips of, and what its place in the set says about it.
+
+  clip: its name, unique in the set, such as M003/front/angry/level_1/001; video: the recording that it was cut from;
+  audio: its sound where that is another file; expression: its coefficients where there are any; emotion: of EMOTIONS;
+  level: 1 to 3, 0 where not known.
+  """
+
+  clip: str
+  path: Path
+  identity: str
+  video: str
+  audio: Path | None = None
+  expression: Path | None = None
+  emotion: str | None = None
+  level: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+  """A clip, or a whole file, that was left out; `reason` is one sentence."""
+
+  clip: str
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """One record (features() has each field's meaning); n frames at 25 a second, n · 640 samples."""
+
+  clip: str
+  source: str
+  identity: str
+  video: str
+  frames: bytes
+  num_frames: int
+  height: int
+  width: int
+  face_box: tuple[int, int, int, int]
+  audio: np.ndarray
+  emotion: str | None = None
+  level: int = 0
+  expression: np.ndarray | None = None
+  truth: np.ndarray | None = None
+  crop: tuple[int, int, int] = (0, 0, 0)
+  sentence: str = ""
+  split: str = ""
+
+  def example(self) -> dict:
+    """As the record's features take it; raises ValueError where lengths disagree, which would be our mistake."""
+    n = self.num_frames
+    expression = np.zeros((0, EXPRESSION_DIM)) if self.expression is None else self.expression
+    truth = np.zeros((0, len(TRUTH))) if self.truth is None else self.truth
+    lengths = {"audio": (len(self.audio), n * SAMPLES_PER_FRAME)}
+    lengths |= {k: (len(v), n) for k, v in (("expression", expression), ("truth", truth)) if len(v)}
+    for name, (found, wanted) in lengths.items():
+      if found != wanted:
+        raise ValueError(f"clip {self.clip}: {name} has {found} rows for {n} frames, wanted {wanted}")
+    return {
+      "clip": self.clip,
+      "source": self.source,
+      "split": self.split,
+      "identity": self.identity,
+      "video": self.video,
+      "emotion": -1 if self.emotion is None else EMOTIONS.index(self.emotion),
+      "level": np.int32(self.level),
+      "frames": self.frames,
+      "num_frames": np.int32(n),
+      "height": np.int32(self.height),
+      "width": np.int32(self.width),
+      "face_box": np.asarray(self.face_box, np.int32),
+      "crop": np.asarray(self.crop, np.int32),
+      "audio": np.asarray(self.audio, np.float32),
+      "expression": np.asarray(expression, np.float32),
+      "truth": np.asarray(truth, np.float32),
+      "sentence": self.sentence,
+    }
+
+
+def features():
+  """The record as a `tfds.features.FeaturesDict`.
+
+  clip (text): unique name in the set. source: mead, hdtf, voxceleb2, clips or synthetic. split: train or test.
+  identity: who it is, unique over all sets. video: the recording it was cut from. emotion (class label): of EMOTIONS,
+  -1 not known. level: 1 to 3, 0 not known. frames (bytes): n frames at 25 a second as an MP4 of H.264, see
+  `decode_frames`. num_frames: n. height, width: in pixels. face_box (4,): x, y, w, h of the face in pixels of the
+  frame, over the whole clip. crop (3,): x, y and side of the square of the upright source that the frames show, in its
+  pixels; zeros where they were drawn. audio (n · 640,) float32: 16 kHz mono in [-1, 1]. expression (n, 64) float32: the
+  expression coefficients of Deep3DFaceRecon, or 0 rows where not known. truth (n, len(TRUTH)) float32: of drawn clips,
+  else 0 rows. sentence: what is said, where known.
+  """
+  import tensorflow_datasets as tfds
+
+  f = tfds.features
+  text, whole = f.Text(), f.Scalar(dtype=np.int32)
+  return f.FeaturesDict(
+    {
+      **dict.fromkeys(("clip", "source", "split", "identity", "video", "sentence"), text),
+      "emotion": f.ClassLabel(names=list(EMOTIONS)),
+      **dict.fromkeys(("level", "num_frames", "height", "width"), whole),
+      "frames": f.Tensor(shape=(), dtype=np.object_),
+      "face_box": f.Tensor(shape=(4,), dtype=np.int32),
+      "crop": f.Tensor(shape=(3,), dtype=np.int32),
+      "audio": f.Tensor(shape=(None,), dtype=np.float32),
+      "expression": f.Tensor(shape=(None, EXPRESSION_DIM), dtype=np.float32),
+      "truth": f.Tensor(shape=(None, len(TRUTH)), dtype=np.float32),
+    }
+  )
+
+
+def clip_of(example: dict) -> Clip:
+  """A record as read back from a data source -> Clip."""
+  text = {k: _text(example[k]) for k in ("clip", "source", "split", "identity", "video", "sentence")}
+  emotion = int(example["emotion"])
+  return Clip(
+    **text,
+    frames=bytes(example["frames"]),
+    num_frames=int(example["num_frames"]),
+    height=int(example["height"]),
+    width=int(example["width"]),
+    face_box=tuple(int(v) for v in example["face_box"]),
+    crop=tuple(int(v) for v in example["crop"]),
+    audio=np.asarray(example["audio"], np.float32),
+    emotion=EMOTIONS[emotion] if emotion >= 0 else None,
+    level=int(example["level"]),
+    expression=np.asarray(example["expression"]) if len(example["expression"]) else None,
+    truth=np.asarray(example["truth"]) if len(example["truth"]) else None,
+  )
+
+
+def _text(value) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def encode_frames(frames: Iterable[np.ndarray], crf: float = 12) -> tuple[bytes, int]:
+  """(h, w, 3) uint8 frames, h and w even -> the bytes of an MP4 of H.264 at 25 a second, and how many there were.
+
+  Colour is kept at full resolution (yuv444p): at 128 pixels half of it would smear lips and eyes. The same frames give
+  the same bytes: one thread, and nothing of the clock in the file. A key frame a second lets a window be read alone.
+  """
+  buffer = io.BytesIO()
+  count = 0
+  with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    # With its macroblock tree x264 gives other bytes for the same pictures, once in some forty times.
+    options = {"crf": str(crf), "preset": "veryfast", "g": str(FPS), "threads": "1", "x264-params": "mbtree=0"}
+    stream = container.add_stream("libx264", rate=FPS, options=options)
+    stream.pix_fmt = "yuv444p"
+    stream.codec_context.thread_count = 1
+    for picture in frames:
+      if count == 0:
+        stream.height, stream.width = picture.shape[:2]
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+        context.color_range = 1  # limited
+      frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+      frame = frame.reformat(format="yuv444p", dst_colorspace="ITU709")
+      frame.pts = count
+      container.mux(stream.encode(frame))
+      count += 1
+    if count:
+      container.mux(stream.encode(None))
+  if not count:
+    raise ValueError("there are no frames to encode")
+  return buffer.getvalue(), count
+
+
+def decode_frames(encoded: bytes, indices: Sequence[int] | None = None) -> np.ndarray:
+  """A record's `frames` -> (n, h, w, 3) uint8: all, or those of `indices` in their order, decoding no more than needed.
+
+  Raises InputError where the bytes are damaged or an index is not in the clip.
+  """
+  wanted = None if indices is None else [int(i) for i in indices]
+  if wanted is not None and not wanted:
+    raise ValueError("no frame is asked for")
+  found: dict[int, np.ndarray] = {}
+  try:
+    with av.open(io.BytesIO(encoded)) as container:
+      stream = container.streams.video[0]
+      if wanted is not None and min(wanted) >= FPS:
+        container.seek(int(min(wanted) / FPS / stream.time_base), stream=stream, backward=True)
+      for frame in container.decode(stream):
+        i = round(float(frame.pts * stream.time_base) * FPS)
+        if wanted is not None and i > max(wanted):
+          break
+        if wanted is None or i in wanted:
+          found[i] = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+  except (av.FFmpegError, IndexError, ValueError) as error:
+    raise InputError(f"a record's frames cannot be decoded ({error}); build the set again") from error
+  order = sorted(found) if wanted is None else wanted
+  if missing := [i for i in order if i not in found]:
+    raise InputError(f"a record's frames hold {len(found)} of those asked for; frame {missing[0]} is not there")
+  return np.stack([found[i] for i in order])
