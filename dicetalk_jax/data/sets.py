@@ -1,0 +1,230 @@
+"""A set on disk: a TFDS dataset folder of array_record shards, written and read without TensorFlow."""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dicetalk_jax.errors import InputError, OutputError
+from dicetalk_jax.media.files import expanded
+
+VERSION = "1.0.0"
+INFO = "dataset_info.json"
+_UNFINISHED = ".unfinished"
+# What building and encoding write first.
+_BEGUN = ("build.json", "encoding.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """One file of a split: `records` examples in `bytes`."""
+
+  records: int
+  bytes: int
+
+
+def shard_name(name: str, split: str, index: int, count: int) -> str:
+  return f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def serialize(features, example: dict) -> bytes:
+  """An example of a `tfds.features.FeaturesDict` as bytes: the same in every process, which TFDS' own are not."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  encoded = features.serialize_example(features.encode_example(example))
+  return tf_example_pb2.Example.FromString(encoded).SerializeToString(deterministic=True)
+
+
+def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
+  """Writes serialised examples; `path` appears when it is whole. Raises OutputError where writing fails."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  partial = path.with_name(path.name + _UNFINISHED)
+  records = size = 0
+  try:
+    # Records are read one at a time, in random order.
+    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    try:
+      for example in examples:
+        # The writer keeps back what it has not yet written, and says little when it cannot.
+        held = size - (partial.stat().st_size if partial.exists() else 0)
+        require_space(path.parent, len(example) + max(0, held))
+        writer.write(example)
+        records, size = records + 1, size + len(example)
+    finally:
+      writer.close()
+    os.replace(partial, path)
+  except (OSError, RuntimeError) as error:
+    reason = getattr(error, "strerror", None) or "the disk is full, or failed"
+    raise OutputError(
+      f"{path} cannot be written ({reason}); what was finished before stays valid: make space or mend the folder, and "
+      "run the same command again"
+    ) from error
+  finally:
+    partial.unlink(missing_ok=True)
+  return Shard(records, size)
+
+
+def require_space(folder: Path, size: int, margin: int = 1 << 20) -> None:
+  """Raises OutputError where a disk has no room for `size` bytes and a margin: writers tell of it badly, or late."""
+  free = shutil.disk_usage(folder).free
+  if free < size + margin:
+    raise OutputError(
+      f"the disk of {folder} is full ({free / 1e6:.1f} MB left); what was finished before stays valid: make space and "
+      "run the same command again"
+    )
+
+
+def write_info(folder: Path, name: str, features, splits: Mapping[str, Sequence[Shard]], description: str = "") -> None:
+  """Writes dataset_info.json and features.json, which make a folder with these shards a TFDS dataset.
+
+  features: a `tfds.features.FeaturesDict`; splits: name -> its shards in order.
+  """
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import dataset_info, file_adapters, naming
+
+  identity = dataset_info.DatasetIdentity(
+    name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+  )
+  info = tfds.core.DatasetInfo(builder=identity, features=features, description=description or name)
+  info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
+  template = naming.ShardedFileTemplate(dataset_name=name, data_dir=folder, filetype_suffix="array_record")
+  info.set_splits(
+    tfds.core.SplitDict(
+      [
+        tfds.core.SplitInfo(
+          name=split,
+          shard_lengths=[shard.records for shard in shards],
+          num_bytes=sum(shard.bytes for shard in shards),
+          filename_template=template.replace(split=split),
+        )
+        for split, shards in splits.items()
+      ]
+    )
+  )
+  unfinished = folder / _UNFINISHED
+  unfinished.mkdir(exist_ok=True)
+  info.write_to_directory(unfinished)
+  # dataset_info.json goes last: a folder that has it is complete.
+  for path in sorted(unfinished.iterdir(), key=lambda path: path.name == INFO):
+    os.replace(path, folder / path.name)
+  unfinished.rmdir()
+
+
+def open_set(folder: str | os.PathLike):
+  """The `tfds.core.DatasetBuilder` of a finished set.
+
+  `.info.splits`, `.info.features` and `.as_data_source(split)` read it. Raises InputError for a folder that is missing,
+  no set, or not finished, and for one with a shard missing.
+  """
+  import tensorflow_datasets as tfds
+
+  folder = expanded(folder, "data set")
+  if not folder.is_dir():
+    raise InputError(f"data set {folder} is not a folder; make one with `dicetalk data build`")
+  if not (folder / INFO).is_file():
+    if any((folder / begun).exists() for begun in _BEGUN):
+      raise InputError(f"data set {folder} is not finished: run the `dicetalk data` command that made it again")
+    raise InputError(
+      f"data set {folder} has no {INFO}; give a folder that `dicetalk data build` or `dicetalk data encode` has made"
+    )
+  try:
+    builder = tfds.builder_from_directory(str(folder))
+  except Exception as error:  # a damaged JSON makes TFDS raise nearly anything
+    raise InputError(f"data set {folder} has a damaged {INFO} ({error}); build it again") from error
+  for split in builder.info.splits.values():
+    for path in map(Path, split.filepaths):
+      if not path.is_file():
+        raise InputError(f"data set {folder} lacks its file {path.name}; copy it again, or build the set again")
+  return builder
+
+
+class Records:
+  """A split of a set, record by record: opened when first read, by each process for itself, so it can be pickled.
+
+  Raises InputError as `open_set` does, for a split that the set does not have, and for a damaged file, by name.
+  """
+
+  def __init__(self, folder: str | os.PathLike, split: str):
+    self.folder, self.split = expanded(folder, "data set").absolute(), split
+    self._source = None
+    # Of each file where its records end, and its path.
+    self.ends, self.paths = np.zeros(0, int), []
+    self._lock = threading.Lock()
+    info = self._open(open_set(self.folder))
+    self.name, self.features = info.name, frozenset(info.features)
+
+  def _open(self, builder):
+    if self.split not in builder.info.splits:
+      raise InputError(f"data set {self.folder} has no split '{self.split}'; it has {', '.join(builder.info.splits)}")
+    split = builder.info.splits[self.split]
+    self.ends, self.paths = np.cumsum(split.shard_lengths), list(map(Path, split.filepaths))
+    # Without records TFDS makes no source.
+    self._source = builder.as_data_source(self.split) if split.num_examples else ()
+    return builder.info
+
+  def __len__(self):
+    return int(self.ends[-1]) if len(self.ends) else 0
+
+  def file_of(self, record: int) -> Path:
+    return self.paths[int(np.searchsorted(self.ends, record, side="right"))]
+
+  def __getitem__(self, record: int) -> dict:
+    if self._source is None:
+      with self._lock:
+        if self._source is None:
+          self._open(open_set(self.folder))
+    try:
+      return self._source[record]
+    except IndexError:
+      raise
+    except Exception as error:  # the reader raises what its C++ core says, and a wrong record's parser its own
+      raise _damaged(self.file_of(record)) from error
+
+  def __getstate__(self):
+    return self.__dict__ | {"_source": None, "_lock": None}
+
+  def __setstate__(self, state):
+    self.__dict__ |= state | {"_lock": threading.Lock()}
+
+
+def check_files(builder) -> None:
+  """Raises InputError where a shard of a set cannot be opened or holds another number of records; it names the file."""
+  from array_record.python.array_record_module import ArrayRecordReader
+
+  for split in builder.info.splits.values():
+    for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+      try:
+        reader = ArrayRecordReader(str(path))
+        found = reader.num_records()
+        reader.close()
+      except Exception:  # the reader raises what its C++ core says
+        found = None
+      if found != length:
+        raise _damaged(path)
+
+
+def _damaged(path) -> InputError:
+  return InputError(
+    f"{path} is damaged or cut short; delete it and run the command that made it again, or copy it again"
+  )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """Holds a folder for one writer; raises InputError where another process holds it. A killed holder frees it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(
+        f"another process is writing {folder}; wait for its end, stop it, or give another folder"
+      ) from None
+    yield

@@ -1,0 +1,185 @@
+"""One face through a clip: detections -> a track, and from it one steady square crop and the face's box in it."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.media.face import Box, Face, FaceDetector
+from dicetalk_jax.media.streaming import Picture
+
+# The shorter side of the picture in which faces are looked for, and where none is found in it.
+_DETECTION_SIDES = (192, 320)
+# Two detections a fraction of a second apart are of one face where they overlap so much.
+_LINKED = 0.3
+# A face is there when it is found in so many of the frames looked at; false detections come and go.
+_PERSISTENT = 0.4
+# A second face counts from this share of the first one's height, where they overlap by less than this share of it.
+_NOT_TINY = 0.4
+_SEPARATE = 0.3
+# The head, hair and neck, around a face from forehead to chin: the face is half as high as the crop.
+_CROP_HEIGHTS = 2.0
+# A head that moves must leave so much around it, in heights of the face.
+_MARGIN = 0.3
+# Beyond this a crop that holds all of a movement shows the face too small.
+_LARGEST_CROP = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+  """One face through a clip: `boxes` (m, 4), x, y, w, h in pixels for each frame looked at, smoothed.
+
+  In `seen` of those it was found; in the others its box lies between its neighbours'.
+  """
+
+  boxes: np.ndarray
+  seen: int
+
+  @property
+  def extent(self) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of all boxes together."""
+    x, y, w, h = self.boxes.T
+    return float(x.min()), float(y.min()), float((x + w).max()), float((y + h).max())
+
+  @property
+  def size(self) -> tuple[float, float]:
+    """The median width and height of the face."""
+    return float(np.median(self.boxes[:, 2])), float(np.median(self.boxes[:, 3]))
+
+
+def detect(picture: Picture, detector: FaceDetector) -> list[Face]:
+  """The faces of a picture, in its pixels; they are looked for in a smaller one, which is quick and finds as many."""
+  quick, thorough = _DETECTION_SIDES
+  for side in (quick, thorough) if min(picture.width, picture.height) > quick else (thorough,):
+    small = picture.reduced(side)
+    across, down = picture.width / small.shape[1], picture.height / small.shape[0]
+    if faces := detector(small):
+      return [Face(_scaled(face.box, across, down), face.score) for face in faces]
+  return []
+
+
+def _scaled(box, across, down) -> Box:
+  x, y, w, h = box
+  return round(x * across), round(y * down), round(w * across), round(h * down)
+
+
+def track(detections: Sequence[Sequence[Face]]) -> Track:
+  """The faces of each frame looked at, in order -> the track of the one who is there.
+
+  Raises InputError, its text a reason to leave the clip out, where there is no face, too seldom a face, more than one
+  that stays, or one that jumps as at a cut.
+  """
+  frames = len(detections)
+  if not frames or not any(detections):
+    raise InputError(f"no face was found in any of {frames} frames")
+  chains = _link(detections)
+  main = max(chains, key=lambda chain: sum(math.sqrt(w * h) for _, _, w, h in chain.values()))
+  needed = _PERSISTENT * frames
+  others = [chain for chain in chains if chain is not main and len(chain) > needed / 2 and _rivals(main, chain)]
+  for other in others:
+    together = len(other.keys() & main.keys())
+    # Who is there only while the first is not comes after a cut; who passes by behind is let pass.
+    if together > len(other) / 2 and len(other) > needed:
+      raise InputError(f"more than one face stays in the picture: a second is in {len(other)} of {frames} frames")
+    if together == 0 or len(other) > needed:
+      raise InputError("the face jumps to another place, as at a cut")
+  if len(main) < needed:
+    raise InputError(f"a face was found in only {len(main)} of {frames} frames")
+  found = sorted(main)
+  boxes = np.array([main[i] for i in found], np.float64)
+  boxes = np.stack([np.interp(np.arange(frames), found, column) for column in boxes.T], axis=1)
+  # The median takes out a box that is wrong once, the mean the detector's trembling.
+  # SciPy takes a while to import, which a command line's help should not cost.
+  from scipy.ndimage import median_filter, uniform_filter1d
+
+  boxes = median_filter(boxes, size=(3, 1), mode="nearest")
+  return Track(uniform_filter1d(boxes, 3, axis=0, mode="nearest"), len(found))
+
+
+def _link(detections) -> list[dict[int, Box]]:
+  """Chains of detections, frame -> box, each following one face by overlap with where it was last."""
+  chains: list[dict[int, Box]] = []
+  for index, faces in enumerate(detections):
+    boxes = [face.box for face in faces]
+    pairs = [
+      (_overlap(chain[max(chain)], box), -c, -b) for c, chain in enumerate(chains) for b, box in enumerate(boxes)
+    ]
+    taken, placed = set(), set()
+    for overlap, c, b in sorted(pairs, reverse=True):
+      if overlap >= _LINKED and c not in taken and b not in placed:
+        chains[-c][index] = boxes[-b]
+        taken.add(c)
+        placed.add(b)
+    chains += [{index: box} for b, box in enumerate(boxes) if -b not in placed]
+  return chains
+
+
+def _rivals(main, other) -> bool:
+  """Whether another chain is a face of its own: not tiny against the main one, and not a part of it."""
+  tall, taller = (np.median([box[3] for box in chain.values()]) for chain in (other, main))
+  first, second = (np.median(list(chain.values()), axis=0) for chain in (main, other))
+  return tall >= _NOT_TINY * taller and _common(first, second) < _SEPARATE * second[2] * second[3]
+
+
+def _common(a, b) -> float:
+  width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+  height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+  return max(width, 0) * max(height, 0)
+
+
+def _overlap(a, b) -> float:
+  """Intersection over union."""
+  common = _common(a, b)
+  return common / (a[2] * a[3] + b[2] * b[3] - common)
+
+
+def steady_crop(track: Track, width: int, height: int) -> tuple[int, int, int]:
+  """One square for the whole clip, (x, y, side) in pixels: the head in all its frames, the face half as high as it.
+
+  It is shifted into the picture of width × height. Where it is larger than the picture, as in a set of faces that were
+  cut out already, it is the largest square of the picture that holds the face; only where there is none does it reach
+  over an edge. Raises InputError where the face moves so far that a crop of it all would show it too small.
+  """
+  left, top, right, bottom = track.extent
+  _, tall = track.size
+  room = 2 * _MARGIN * tall
+  side = max(_CROP_HEIGHTS * tall, right - left + room, bottom - top + room)
+  largest = min(width, height)
+  if side > largest:
+    side = max(largest, right - left, bottom - top)
+  if side > _LARGEST_CROP * tall:
+    raise InputError(
+      f"the face, {round(tall)} pixels high, moves over {round(right - left)}x{round(bottom - top)} pixels"
+    )
+  side = math.ceil(side)
+  return _place(left, right, side, width), _place(top, bottom, side, height), side
+
+
+def _place(low, high, side, length) -> int:
+  start = round((low + high - side) / 2)
+  return min(max(start, 0), length - side) if side <= length else (length - side) // 2
+
+
+def face_box(track: Track, crop: tuple[int, int, int], size: int) -> Box:
+  """The box that holds the face in all frames of a clip, in pixels of its crop resized to size × size."""
+  x, y, side = crop
+  left, top, right, bottom = track.extent
+  scale = size / side
+  x1, y1 = max(0, math.floor((left - x) * scale)), max(0, math.floor((top - y) * scale))
+  x2, y2 = min(size, math.ceil((right - x) * scale)), min(size, math.ceil((bottom - y) * scale))
+  return x1, y1, x2 - x1, y2 - y1
+
+
+def cut(picture: np.ndarray, crop: tuple[int, int, int], size: int) -> np.ndarray:
+  """The crop of a picture, (h, w, 3) uint8 -> (size, size, 3), by Lanczos; over an edge the edge is repeated."""
+  height, width = picture.shape[:2]
+  x, y, side = crop
+  rows = np.clip(np.arange(y, y + side), 0, height - 1)
+  columns = np.clip(np.arange(x, x + side), 0, width - 1)
+  inside = x >= 0 and y >= 0 and x + side <= width and y + side <= height
+  square = picture[y : y + side, x : x + side] if inside else picture[np.ix_(rows, columns)]
+  square = np.ascontiguousarray(square)
+  return square if side == size else np.array(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
