@@ -18,7 +18,7 @@ import common
 import jax
 import jax.numpy as jnp
 
-from dicetalk_jax import cli
+from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.models.unet import UNet
 
 SIDES = PYTORCH, OURS, ADAPTED = "PyTorch (diffusers)", "dicetalk_jax without adapters", "dicetalk_jax"
@@ -29,7 +29,7 @@ def unet(adapters, tiny):
 
 
 def measure_ours(side, shape, options):
-  cli._use_fast_convolutions()  # as every `dicetalk` command does before JAX starts
+  use_fast_convolutions()  # as every `dicetalk` command does before JAX starts
   network = unet(side == ADAPTED, options.tiny)
   inputs = common.random_arrays(common.unet_inputs(network, *shape))
   params = common.random_params(network, **inputs)

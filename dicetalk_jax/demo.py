@@ -12,16 +12,21 @@ import tempfile
 import zlib
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.conversion.networks import NETWORKS, network_shapes
+from dicetalk_jax.data.records import RATE
+from dicetalk_jax.data.world.identity import draw_identity
+from dicetalk_jax.data.world.parameters import PARAMETERS
+from dicetalk_jax.data.world.renderer import face_box, render
+from dicetalk_jax.data.world.speakers import draw_voice
+from dicetalk_jax.data.world.voice import speak
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.weights import Weights
 
-RATE = 24_000
+PERSON, SENTENCE = 7, "The boats came back before the storm."
 EMOTIONS = {"neutral": "neutral", "happy": "happy", "timeline": "0s neutral, 0.8s happy, 1.6s angry"}
-FACE_BOX = (84, 36, 88, 144)
 _LABELS = ("angry", "contempt", "disgusted", "fear", "happy", "neutral", "sad", "surprised")
 _WIDTH = 64  # of tokens
 _CONFIG = {
@@ -87,37 +92,6 @@ _CONFIG = {
 }
 
 
-def draw_portrait() -> Image.Image:
-  """A face, 256×256, drawn at four times its size so that its edges are smooth; the face fills FACE_BOX."""
-  scale = 4
-  image = Image.new("RGB", (256 * scale, 256 * scale), (88, 120, 150))
-  pen = ImageDraw.Draw(image)
-
-  def ellipse(x, y, w, h, colour):
-    pen.ellipse([scale * v for v in (x - w / 2, y - h / 2, x + w / 2, y + h / 2)], fill=colour)
-
-  ellipse(128, 268, 220, 130, (60, 66, 110))
-  ellipse(128, 92, 112, 130, (70, 46, 34))
-  ellipse(128, 108, 88, 144, (224, 180, 150))
-  for side in (-1, 1):
-    ellipse(128 + 20 * side, 98, 20, 12, (250, 250, 250))
-    ellipse(128 + 20 * side, 98, 8, 8, (60, 90, 70))
-    brow = [(128 + side * 9, 86), (128 + side * 31, 83)]
-    pen.line([(scale * x, scale * y) for x, y in brow], fill=(60, 38, 28), width=4 * scale)
-  ellipse(128, 122, 12, 16, (206, 156, 128))
-  ellipse(128, 148, 34, 14, (180, 80, 80))
-  return image.resize((256, 256), Image.Resampling.LANCZOS)
-
-
-def make_sound(seconds=2.0) -> np.ndarray:
-  """Something like a voice: harmonics of a wandering pitch, in syllables. (seconds · RATE,) float32."""
-  t = np.arange(int(seconds * RATE)) / RATE
-  phase = 2 * np.pi * np.cumsum(140 + 20 * np.sin(2 * np.pi * 0.7 * t)) / RATE
-  voice = sum(np.sin(k * phase) / k for k in range(1, 12))
-  syllables = np.clip(np.sin(2 * np.pi * 3.5 * t), 0, None) ** 0.5
-  return (0.15 * voice * syllables).astype(np.float32)
-
-
 def random_weights(folder: pathlib.Path, seed=0) -> Weights:
   """A weights folder of small untrained networks, every tensor drawn from the seed and its own name."""
   networks = {
@@ -150,12 +124,15 @@ def main():
   arguments.out.mkdir(parents=True, exist_ok=True)
   print("These weights are random, made on the spot to try the machinery: the pictures they make are noise.")
   print("For a person, fetch and convert the published ones: dicetalk download, dicetalk convert.")
-  portrait = draw_portrait()
+  person, rest = draw_identity(PERSON), np.zeros((1, len(PARAMETERS)), np.float32)
+  portrait = Image.fromarray(render(person, rest, 256)[0])
   portrait.save(arguments.out / "portrait.png")
-  audio = arguments.audio or (make_sound(), RATE)
+  audio = arguments.audio or (speak(SENTENCE, draw_voice(PERSON)).audio, RATE)
   with tempfile.TemporaryDirectory() as folder:
     talker = DiceTalk.load(random_weights(pathlib.Path(folder) / "weights"))
-    generate = functools.partial(talker.generate, portrait, audio, face_box=FACE_BOX, size=128, steps=6)
+    generate = functools.partial(
+      talker.generate, portrait, audio, face_box=face_box(person, rest, 256), size=128, steps=6
+    )
     for name, emotion in EMOTIONS.items():
       video = generate(emotion)
       print(video.save(arguments.out / f"{name}.mp4"))

@@ -20,7 +20,8 @@ from release import load_tensors, small_release, small_weights
 from talkers import minute_talker
 
 import dicetalk_jax
-from dicetalk_jax.cli import _interruptible, main
+from dicetalk_jax.cli import main
+from dicetalk_jax.cli.terminal import interruptible
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.media.video import probe
@@ -177,7 +178,7 @@ def test_ctrl_c_while_generating_leaves_no_video(weights, tmp_path):
 
 
 def test_a_ctrl_c_that_was_swallowed_counts_at_the_next_stage():
-  with pytest.raises(KeyboardInterrupt), _interruptible() as stop_if_interrupted:
+  with pytest.raises(KeyboardInterrupt), interruptible() as stop_if_interrupted:
     stop_if_interrupted()
     with contextlib.suppress(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,27 @@
+"""The command line, one module a group of verbs."""
+
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs one verb; returns the exit code: 0, 1 (it could not be done) or 130 (Ctrl-C); a wrong command line exits 2."""
+  from dicetalk_jax.cli.verbs import run
+
+  return run(sys.argv[1:] if arguments is None else arguments)
+
+
+def entry():
+  """What `dicetalk` starts: `main` as a whole process."""
+  try:
+    code = main()
+  except KeyboardInterrupt:
+    # While Python was still importing: nothing has begun.
+    print("stopped before it began", file=sys.stderr)
+    code = 130
+  if code == 130:
+    # Threads of XLA may still compile or compute, and the ordinary end of a process with these is a crash.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)

@@ -1,0 +1,3 @@
+from dicetalk_jax.cli import entry
+
+entry()

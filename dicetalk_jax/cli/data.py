@@ -1,0 +1,207 @@
+"""The verbs `data build`, `data encode` and `data inspect`."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+
+from dicetalk_jax.cli.terminal import console, progress_bars
+from dicetalk_jax.data.clips import ClipsLayout
+from dicetalk_jax.data.hdtf import HdtfLayout
+from dicetalk_jax.data.mead import MeadLayout
+from dicetalk_jax.data.synthetic import SyntheticLayout
+from dicetalk_jax.data.voxceleb2 import Voxceleb2Layout
+from dicetalk_jax.errors import OutputError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Building:
+  """Shared by all sets."""
+
+  out: pathlib.Path
+  """Folder of the data set: new, or one that the same command has begun, which it then goes on with."""
+
+  workers: int | None = dataclasses.field(default=None, kw_only=True)
+  """Processes; default: one for each core."""
+
+  def run(self):
+    from dicetalk_jax.data.builders import build_set
+
+    with progress_bars() as progress:
+      report = build_set(self.layout, self.out, getattr(self, "root", None), self.workers, progress)
+    print(report)
+    print(f"next: dicetalk data inspect {self.out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildSynthetic(_Building):
+  """Draw and speak a set: people who do not exist, with eight emotions at three levels; every factor is known.
+
+  Example: dicetalk data build synthetic --out data/synthetic --people 40
+  """
+
+  layout: tyro.conf.OmitArgPrefixes[SyntheticLayout] = dataclasses.field(default_factory=SyntheticLayout)
+
+
+@dataclasses.dataclass(frozen=True)
+class _BuildingOfFiles(_Building):
+  """Shared by the sets that are read from files."""
+
+  root: pathlib.Path
+  """Folder of the set as it was published, or of your videos."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildMead(_BuildingOfFiles):
+  """Build MEAD from a folder that holds M003/video/front/angry/level_1/001.mp4 beside M003/audio/angry/level_1/001.m4a.
+
+  Example: dicetalk data build mead --root /sets/MEAD --out data/mead
+  """
+
+  layout: tyro.conf.OmitArgPrefixes[MeadLayout] = dataclasses.field(default_factory=MeadLayout)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildHdtf(_BuildingOfFiles):
+  """Build HDTF from a folder of its cut clips with sound, such as WDA_BarackObama_000.mp4.
+
+  Example: dicetalk data build hdtf --root /sets/HDTF --out data/hdtf
+  """
+
+  layout: tyro.conf.OmitArgPrefixes[HdtfLayout] = dataclasses.field(default_factory=HdtfLayout)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildVoxceleb2(_BuildingOfFiles):
+  """Build VoxCeleb2 from a folder that holds dev/mp4/id00012/<video>/00001.mp4.
+
+  Example: dicetalk data build voxceleb2 --root /sets/VoxCeleb2 --out data/voxceleb2
+  """
+
+  layout: tyro.conf.OmitArgPrefixes[Voxceleb2Layout] = dataclasses.field(default_factory=Voxceleb2Layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildClips(_BuildingOfFiles):
+  """Build any folder of videos; a labels.csv in it (columns file, identity, emotion, level, …) says what is known.
+
+  Example: dicetalk data build clips --root my_videos --out data/mine
+  """
+
+  layout: tyro.conf.OmitArgPrefixes[ClipsLayout] = dataclasses.field(default_factory=ClipsLayout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+  """Encode a set with a weights folder, so that training reads no pixels: VAE, CLIP, Whisper. Resumable.
+
+  Example: dicetalk data encode data/mead encoded/mead --weights weights
+  """
+
+  data: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="DATA")]
+  """Data set, as `data build` makes it."""
+
+  out: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="OUT")]
+  """Folder of the encoded set: new, or one that the same command has begun."""
+
+  weights: pathlib.Path
+  """Weights folder, as `dicetalk convert` makes it."""
+
+  what: Literal["all", "audio"] = "all"
+  """audio: only what the emotion embedder needs."""
+
+  batch: int = 8
+  """Frames encoded together."""
+
+  reference_every: int = 10
+  """A CLIP embedding is made of one frame in so many: these can be the reference of a clip."""
+
+  part: tuple[int, int] = (0, 1)
+  """I K: encode only files I, I + K, I + 2 K … of the set, so that hosts 0 to K - 1 share the work."""
+
+  dtype: Literal["bfloat16", "float32"] | None = None
+  """What the networks compute in; default: bfloat16 on an accelerator, float32 on a CPU."""
+
+  def run(self):
+    from dicetalk_jax.data.encode import encode
+
+    with progress_bars() as progress:
+      done = encode(
+        self.data,
+        self.out,
+        self.weights,
+        what=self.what,
+        batch=self.batch,
+        part=self.part,
+        reference_every=self.reference_every,
+        dtype=self.dtype,
+        progress=progress,
+      )
+    print(done)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+  """Print what a set holds, and draw a contact sheet of it.
+
+  Example: dicetalk data inspect data/mead --sheet mead.png
+  """
+
+  data: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="DATA")]
+  """Data set, built or encoded."""
+
+  sheet: pathlib.Path | None = None
+  """Picture to write: emotions across, identities down (.png)."""
+
+  split: str = "train"
+  """Of which the contact sheet is drawn."""
+
+  def run(self):
+    from dicetalk_jax.data.summary import contact_sheet, summarise
+
+    print(summarise(self.data))
+    if self.sheet:
+      with progress_bars() as progress:
+        sheet = contact_sheet(self.data, self.split, progress=progress)
+      try:
+        self.sheet.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(self.sheet)
+      except (OSError, ValueError) as error:
+        raise OutputError(f"contact sheet {self.sheet} cannot be written ({error}); give the name of a .png") from error
+      console.print(f"contact sheet: {self.sheet}", soft_wrap=True, markup=False)
+
+
+def _subcommand(name, verb):
+  return Annotated[verb, tyro.conf.subcommand(name=name)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+  """Make a data set: from a published one that you have on disk, from your own videos, or drawn."""
+
+  set: tyro.conf.OmitSubcommandPrefixes[
+    _subcommand("synthetic", BuildSynthetic)
+    | _subcommand("mead", BuildMead)
+    | _subcommand("hdtf", BuildHdtf)
+    | _subcommand("voxceleb2", BuildVoxceleb2)
+    | _subcommand("clips", BuildClips)
+  ]
+
+  def run(self):
+    self.set.run()
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Make, encode and look at data sets.
+
+  Example: dicetalk data build synthetic --out data/synthetic
+  """
+
+  verb: tyro.conf.OmitSubcommandPrefixes[
+    _subcommand("build", Build) | _subcommand("encode", Encode) | _subcommand("inspect", Inspect)
+  ]
+
+  def run(self):
+    self.verb.run()

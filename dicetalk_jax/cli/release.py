@@ -1,0 +1,100 @@
+"""Verbs about weights: download, convert, export, info."""
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import tyro
+
+from dicetalk_jax.cli.terminal import progress_bars
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+  """Fetch the published files from the hub, resumably; only those that convert reads.
+
+  Example: dicetalk download released/
+  """
+
+  target: tyro.conf.Positional[pathlib.Path]
+  """Folder that gets the released layout."""
+
+  token: str | None = None
+  """Of an account that has accepted the licences; default: that of `hf auth login` or HF_TOKEN."""
+
+  endpoint: str | None = None
+  """Of a mirror of the hub."""
+
+  def run(self):
+    from dicetalk_jax.inference.download import download
+
+    with progress_bars(of_bytes=True) as progress:
+      download(self.target, token=self.token, endpoint=self.endpoint, progress=progress)
+    print(f"{self.target}: complete; next: dicetalk convert {self.target} weights/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+  """Convert the released PyTorch files into a weights folder.
+
+  Example: dicetalk convert released/ weights/ --priors released/emotion_priors
+  """
+
+  source: tyro.conf.Positional[pathlib.Path]
+  """Folder in the released layout."""
+
+  weights: tyro.conf.Positional[pathlib.Path]
+  """Weights folder to make; it must not exist, or be empty."""
+
+  priors: pathlib.Path | None = None
+  """Folder of emotion priors, <label>.npy; default: looked for in SOURCE."""
+
+  slim: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+  """Leave out what only `dicetalk export --all` needs."""
+
+  def run(self):
+    from dicetalk_jax.inference.weights import convert_release
+
+    with progress_bars(of_bytes=True, one_bar=True) as progress:
+      weights = convert_release(self.source, self.weights, self.priors, self.slim, progress)
+    print(weights.info())
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """Write a weights folder back as PyTorch files of the released layout, bit-equal to what was converted.
+
+  Example: dicetalk export weights/ exported/
+  """
+
+  weights: tyro.conf.Positional[pathlib.Path]
+  """Weights folder."""
+
+  target: tyro.conf.Positional[pathlib.Path]
+  """Folder to write; it must not exist, or be empty."""
+
+  all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+  """The parts by others too: Stable Video Diffusion, Whisper, RIFE and the emotion priors."""
+
+  def run(self):
+    from dicetalk_jax.conversion.export import export
+
+    with progress_bars(one_bar=True) as progress:
+      written = export(self.weights, self.target, self.all, progress)
+    print("\n".join(str(self.target / path) for path in written))
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+  """Print what a weights folder holds.
+
+  Example: dicetalk info weights/
+  """
+
+  weights: tyro.conf.Positional[pathlib.Path]
+  """Weights folder."""
+
+  def run(self):
+    from dicetalk_jax.inference.weights import Weights
+
+    print(Weights.open(self.weights).info())
