@@ -114,6 +114,10 @@ class EmotionModel(nn.Module):
     retrieval = self.codebook(prior)
     return self.attention(self.emo_linear(prior), self.kv_tokens_linear(retrieval.s_star)), retrieval
 
+  def without_bank(self, prior):
+    """The ablation without the bank (Table 4): E_s (b, num_tokens, features) is the prior's own projection."""
+    return self.emo_linear(prior)
+
   def classify(self, f_t, deterministic=True):
     """The discriminator's logits (b, num_classes) for middle-block features f_t (b, h, w, mid_features), Eq. 16."""
     return self.classifier(f_t, deterministic)
