@@ -1,0 +1,243 @@
+"""Checkpoints of a run through Orbax: written while training goes on, complete or absent, refused where none fits.
+
+Frozen parameters are not written, as they are in the weights that training began with; their checksums are.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from dicetalk_jax.conversion.engine import flatten
+from dicetalk_jax.conversion.store import readable_size
+from dicetalk_jax.errors import OutputError, WeightsError
+from dicetalk_jax.training.state import TrainState
+
+_LOGGERS = ("absl", "asyncio")
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def show(message: str) -> None:
+  """Tells a person on the terminal."""
+  print(message, file=sys.stderr, flush=True)
+
+
+class Checkpoints:
+  """The checkpoints of a run, `folder`/<step>: the newest `keep`, and those at multiples of `keep_every` for good.
+
+  What an interrupted process left half-written is removed. A checkpoint that cannot be written is told to `warn`, and
+  the older ones stay. While this is open, Orbax's log is silent: one failure fills thousands of lines.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    keep: int = 3,
+    keep_every: int | None = None,
+    warn: Callable[[str], None] = show,
+  ):
+    """Raises OutputError where the folder cannot be made."""
+    self._folder, self._warn = pathlib.Path(folder).absolute(), warn
+    self._saving, self._checksums = None, None
+    self._levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    for name in _LOGGERS:
+      logging.getLogger(name).setLevel(logging.CRITICAL)
+    policies = ocp.training.preservation_policies
+    preserved = [policies.LatestN(max(keep, 1))] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    try:
+      self._orbax = ocp.training.Checkpointer(
+        self._folder,
+        context=context,
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=policies.AnyPreservationPolicy(preserved),
+        cleanup_tmp_directories=True,
+      )
+    except OSError as error:
+      self._restore_logging()
+      raise OutputError(f"{self._folder} cannot hold checkpoints: {error.strerror}; name another folder.") from error
+
+  @property
+  def latest(self) -> int | None:
+    """The step of the newest complete checkpoint."""
+    return max((checkpoint.step for checkpoint in self._orbax.checkpoints), default=None)
+
+  def save(self, state: TrainState, data: Mapping, wait: bool = False) -> None:
+    """Begins to write a checkpoint of the state's step, once the one before is written; `data` is of the iterator.
+
+    wait: returns when it is written, and raises OutputError where it cannot be.
+    """
+    self._finish()
+    step = int(state.step)
+    if wait and self.latest == step:
+      return
+    moving = _stored(state)
+    needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(moving) for shard in leaf.addressable_shards)
+    try:
+      # Asked first: Orbax would fill the disk to the brim before it fails.
+      if (free := shutil.disk_usage(self._folder).free) < needed:
+        raise OSError(errno.ENOSPC, f"it needs {readable_size(needed)}, and {readable_size(free)} are free")
+      metadata = {"data": dict(data), "frozen": self._frozen(state)}
+      self._saving = step
+      self._orbax.save_checkpointables_async(step, {"state": moving}, custom_metadata=metadata)
+    except Exception as error:
+      self._failed(step, error, wait)
+    if wait:
+      self._finish(raises=True)
+
+  def poll(self) -> None:
+    """Tells of a failure as soon as there is one; costs nothing."""
+    if self._saving is not None and not self._orbax.is_saving_in_progress():
+      self._finish()
+
+  def restore(self, state: TrainState) -> tuple[TrainState, dict] | None:
+    """State and iterator's state of the newest checkpoint that is whole, in the shardings of `state`; None if none is.
+
+    What cannot be read is told to `warn` and renamed to <step>.damaged once an older one could be. Raises WeightsError
+    for a checkpoint of another model, naming the first difference, and where none of several can be read.
+    """
+    damaged = []
+    for step in sorted((checkpoint.step for checkpoint in self._orbax.checkpoints), reverse=True):
+      try:
+        found = self._read(step, state)
+      except WeightsError:
+        raise
+      except Exception as error:  # Orbax and TensorStore have many names for a damaged file
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+          raise
+        damaged.append(step)
+        self._warn(f"{self._folder / str(step)} is damaged ({_reason(error)}).")
+        continue
+      if damaged:
+        self._set_aside(damaged)
+        self._warn(f"Training goes on from {self._folder / str(step)}.")
+      return found
+    if damaged:
+      raise WeightsError(
+        f"{self._folder} has no checkpoint that can be read; train in another folder, or remove this one to begin anew."
+      )
+    return None
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    try:
+      self._finish()
+      self._orbax.close()
+    finally:
+      self._restore_logging()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def _read(self, step, state):
+    metadata = self._orbax.checkpointables_metadata(step)
+    stored, kept = metadata.metadata["state"], metadata.custom_metadata
+    if not stored or not kept:
+      raise ValueError("what it holds cannot be told")
+    where, wanted = self._folder / str(step), _stored(state)
+    _compare(where, {path: tuple(leaf.shape) for path, leaf in _leaves(stored).items()}, wanted)
+    ours = self._frozen(state)
+    for path in sorted(kept["frozen"].keys() | ours.keys()):
+      if kept["frozen"].get(path) != ours.get(path):
+        raise WeightsError(
+          f"{where} is of a run on other weights: its frozen '{path}' differs from this one's; start from the weights "
+          "that it began with, or train in another folder."
+        )
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted)
+    found = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
+    return state.replace(**found), kept["data"]
+
+  def _frozen(self, state):
+    if self._checksums is None:
+      sums = jax.jit(lambda tree: jax.tree.map(_checksum, tree))(state.frozen)
+      self._checksums = {path: int(value) for path, value in flatten(jax.device_get(sums)).items()}
+    return self._checksums
+
+  def _finish(self, raises=False):
+    """Waits for the checkpoint that is being written."""
+    step, self._saving = self._saving, None
+    if step is None:
+      return
+    try:
+      self._orbax.wait()
+    except Exception as error:
+      self._failed(step, error, raises)
+
+  def _failed(self, step, error, raises):
+    self._saving = None
+    # What is half-written would only take the room that is wanting.
+    shutil.rmtree(self._folder / f"{step}{_UNFINISHED}", ignore_errors=True)
+    with contextlib.suppress(OSError):
+      self._orbax.reload()
+    last = "there is none before it" if self.latest is None else f"the last is that of step {self.latest}"
+    message = f"The checkpoint of step {step} could not be written to {self._folder}: {_reason(error)}; {last}."
+    if raises:
+      raise OutputError(message) from error
+    self._warn(message)
+
+  def _set_aside(self, steps):
+    for step in steps:
+      (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
+    self._orbax.reload()
+
+  def _restore_logging(self):
+    for name, level in self._levels.items():
+      logging.getLogger(name).setLevel(level)
+
+
+def _stored(state: TrainState) -> dict:
+  """What a checkpoint holds of a state."""
+  names = ("step", "params", "opt_state", "ema", "key", "skipped", "skipped_in_row")
+  return {name: value for name in names if (value := getattr(state, name)) is not None}
+
+
+def _leaves(stored: Mapping) -> dict:
+  """{"params/a/b": leaf}, in the order of the names of `stored`; its values are nested containers of any kind."""
+  found = {}
+  for name, tree in stored.items():
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+      # Keys of tuples with names are attributes here and names in what Orbax stored.
+      keys = [getattr(key, "name", getattr(key, "key", getattr(key, "idx", None))) for key in path]
+      found["/".join(map(str, [name, *keys]))] = leaf
+  return found
+
+
+def _compare(where, stored: Mapping, wanted) -> None:
+  """WeightsError that names the first difference of a checkpoint's shapes from those of this run."""
+  wanted = {path: tuple(leaf.shape) for path, leaf in _leaves(wanted).items()}
+  for path in [*wanted, *(path for path in stored if path not in wanted)]:
+    if stored.get(path) != wanted.get(path):
+      found = f"{stored[path]}" if path in stored else "missing"
+      right = f"{wanted[path]}" if path in wanted else "none of that name"
+      raise WeightsError(
+        f"{where} is of another model or optimizer: '{path}' is {found}, wanted {right}; train as it began, or in "
+        "another folder."
+      )
+
+
+def _checksum(leaf):
+  """The sum of a leaf's bits as whole numbers, the same in whatever order they are added."""
+  bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+  return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+
+def _reason(error: BaseException) -> str:
+  """The operating system's words, or the first line of the error."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
+    if os.strerror(code) in str(error):
+      return os.strerror(code)
+  return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip(' .:')[:200]}"

@@ -1,0 +1,172 @@
+"""Stage 1: the disentangled emotion embedder, by contrast of people's emotions (§3.1, Eq. 2-8)."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dicetalk_jax.data.batches import embedder_batches
+from dicetalk_jax.diffusion.losses import info_nce
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.models.emotion_embedder import EmotionEmbedder
+from dicetalk_jax.training.checkpoints import show
+from dicetalk_jax.training.clustering import centroid_accuracy, clustering_strength
+from dicetalk_jax.training.config import EmbedderConfig
+from dicetalk_jax.training.loop import Outcome, Work, train
+from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.state import TrainState
+from dicetalk_jax.training.step import LossFn, make_step
+
+_TAKEN = ("expression", "expression_mask", "speech", "speech_mask")
+
+
+def drop_modalities(key, expression_mask, speech_mask, drop_video, drop_audio):
+  """Masks (b, n) with a modality away in some of the rows that have both, and never both: the same two masks."""
+  u = jax.random.uniform(key, expression_mask.shape[:1])
+  both = expression_mask.any(-1) & speech_mask.any(-1)
+  without_video = both & (u < drop_video)
+  without_audio = both & (u >= drop_video) & (u < drop_video + drop_audio)
+  return expression_mask & ~without_video[:, None], speech_mask & ~without_audio[:, None]
+
+
+def embedder_loss(model: EmotionEmbedder, temperature: float, drop_video: float, drop_audio: float) -> LossFn:
+  """The contrastive loss of priors that are drawn anew each step (Eq. 6-8), of batches as `embedder_batches` gives."""
+
+  def loss_fn(params, batch, key):
+    drop_key, dropout_key, sample_key = jax.random.split(key, 3)
+    expression_mask, speech_mask = batch["expression_mask"], batch["speech_mask"]
+    if model.inputs == "both":
+      expression_mask, speech_mask = drop_modalities(drop_key, expression_mask, speech_mask, drop_video, drop_audio)
+    prior = model.apply(
+      {"params": params},
+      batch["expression"],
+      expression_mask,
+      batch["speech"],
+      speech_mask,
+      deterministic=False,
+      rngs={"dropout": dropout_key},
+    )
+    # A clip without coefficients says nothing to an embedder of video alone.
+    usable = batch["valid"] & has_input(model.inputs, expression_mask, speech_mask)
+    loss = info_nce(prior.sample(sample_key), batch["group"], usable, temperature)
+    weight = usable / jnp.maximum(usable.sum(), 1)
+    norms = {"mu_norm": prior.mu, "sigma_norm": prior.sigma}
+    return loss, {name: (jnp.linalg.norm(value, axis=-1) * weight).sum() for name, value in norms.items()}
+
+  return loss_fn
+
+
+def has_input(inputs: str, expression_mask, speech_mask):
+  """Which rows have anything that an embedder of `inputs` takes: masks (b, n) -> (b,)."""
+  seen, heard = expression_mask.any(-1), speech_mask.any(-1)
+  return {"both": seen | heard, "video": seen, "audio": heard}[inputs]
+
+
+def embed(model: EmotionEmbedder, params: Mapping, batches: Iterable[dict]) -> dict[str, np.ndarray]:
+  """μ_s of every usable row of finite batches, with its labels.
+
+  -> mu (n, features) float32; group, identity, emotion, level, clip (n,) int32.
+  """
+  found = []
+  for batch in batches:
+    prior = _apply(model, params, *(batch[name] for name in _TAKEN))
+    usable = batch["valid"] & has_input(model.inputs, batch["expression_mask"], batch["speech_mask"])
+    row = {"mu": np.asarray(prior.mu)} | {
+      name: batch[name] for name in ("group", "identity", "emotion", "level", "clip")
+    }
+    found.append({name: value[usable] for name, value in row.items()})
+  return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, params, *inputs):
+  return model.apply({"params": params}, *inputs)
+
+
+def separation(embedded: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """clustering_strength, d_inter, d_intra, emotion_accuracy of what `embed` gives, as far as its people allow."""
+  mu, identity, emotion, clip = (embedded[name] for name in ("mu", "identity", "emotion", "clip"))
+  return clustering_strength(mu, identity, emotion) | centroid_accuracy(mu, identity, emotion, clip)
+
+
+def embedder_model(config: EmbedderConfig, batch: Mapping[str, np.ndarray]) -> EmotionEmbedder:
+  """The module for data such as `batch`."""
+  sizes = {name: batch[name].shape[-1] for name in ("expression", "speech")}
+  return EmotionEmbedder(
+    **dataclasses.asdict(config.model), **{f"{name}_features": size for name, size in sizes.items()}
+  )
+
+
+def train_embedder(
+  config: EmbedderConfig,
+  folder: str | os.PathLike,
+  report: Callable[[int, dict[str, float]], None] | None = None,
+  progress: Callable[[str, int, int], None] | None = None,
+  warn: Callable[[str], None] = show,
+) -> tuple[EmotionEmbedder, Outcome]:
+  """Trains the embedder in `folder`, or goes on where an earlier run of it ended; see `loop.train`.
+
+  Parameters for use are `outcome.state.averaged()`. Validation is by `separation` of people of the validation split,
+  where the data has one. Raises what `loop.train` and `embedder_batches` raise, and InputError for probabilities and
+  a temperature that are none.
+  """
+  _check(config)
+  loop, optimizer_config = config.loop, config.optimizer
+  options = dict(config=config.batches, seed=loop.seed)
+  with embedder_batches(list(config.data), workers=config.workers, **options) as batches:
+    example = batches.source[0]
+    model = embedder_model(config, example)
+    init_key, key = jax.random.split(jax.random.key(loop.seed))
+    params = jax.jit(model.init)(init_key, *(example[name] for name in _TAKEN))["params"]
+    optimizer = make_optimizer(optimizer_config, loop.steps)
+    state = TrainState.create(params, optimizer, key, ema=optimizer_config.ema_decay > 0)
+    step_fn = make_step(
+      embedder_loss(model, config.temperature, config.drop_video, config.drop_audio),
+      optimizer,
+      make_schedule(optimizer_config, loop.steps),
+      optimizer_config.ema_decay,
+      optimizer_config.accumulate,
+    )
+    rows = config.batches.groups * config.batches.clips * optimizer_config.accumulate
+    outcome = train(
+      state,
+      step_fn,
+      batches,
+      loop,
+      folder,
+      accumulate=optimizer_config.accumulate,
+      validate=_validation(config, model, options, warn),
+      work=Work(frames=rows * config.batches.frames),
+      report=report,
+      progress=progress,
+      warn=warn,
+    )
+  return model, outcome
+
+
+def _validation(config, model, options, warn):
+  try:
+    held_out = embedder_batches(list(config.data), split=config.validation_split, training=False, **options)
+  except InputError as error:
+    warn(f"Training goes on without validation: {error}.")
+    return None
+
+  def validate(state, log):
+    with held_out:
+      return separation(embed(model, state.averaged(), held_out))
+
+  return validate
+
+
+def _check(config: EmbedderConfig) -> None:
+  video, audio = config.drop_video, config.drop_audio
+  if min(video, audio) < 0 or video + audio > 1:
+    raise InputError(
+      f"drop_video {video} and drop_audio {audio} cannot be used: they are shares of the rows, of 1 together at most"
+    )
+  if config.temperature <= 0:
+    raise InputError(f"temperature is {config.temperature}, wanted a number above 0")

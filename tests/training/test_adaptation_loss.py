@@ -1,0 +1,209 @@
+"""The adaptation's objective, piece by piece: what is dropped, what a dropped condition is, what pulls at what."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dicetalk_jax.conversion.networks import build, network_shapes
+from dicetalk_jax.data.records import EMOTIONS
+from dicetalk_jax.demo import _CONFIG
+from dicetalk_jax.inference.conditions import audio_tokens, emotion_tokens
+from dicetalk_jax.inference.emotion import resolve_emotion
+from dicetalk_jax.media.face import face_mask
+from dicetalk_jax.models.emotion_embedder import EmotionEmbedder
+from dicetalk_jax.training import adaptation_loss
+from dicetalk_jax.training.adaptation_loss import (
+  Kept,
+  Networks,
+  ObjectiveConfig,
+  conditions,
+  draw_kept,
+  draw_prior,
+  emotion_class,
+  face_masks,
+  objective,
+)
+
+B, FRAMES, SIDE, POSITIONS, STATES, WIDTH = 2, 3, 8, 10, 3, 64
+
+
+@functools.cache
+def networks():
+  modules = {name: build(name, _CONFIG["networks"][name]) for name in Networks._fields[:-1]}
+  return Networks(**modules, emotion_embedder=EmotionEmbedder(speech_features=WIDTH, num_layers=1, num_fusion_layers=1))
+
+
+@functools.cache
+def batch():
+  rng = np.random.default_rng(0)
+
+  def draw(*shape):
+    return rng.normal(size=shape).astype(np.float16)
+
+  return {
+    "latents_mean": draw(B, FRAMES, SIDE, SIDE, 4),
+    "latents_logvar": draw(B, FRAMES, SIDE, SIDE, 4) - 5,
+    "image_latents": draw(B, SIDE, SIDE, 4),
+    "image_embedding": draw(B, WIDTH),
+    "audio": draw(B, FRAMES, POSITIONS, STATES, WIDTH),
+    "mask_box": np.array([[10, 12, 30, 40], [0, 0, 64, 64]], np.float32),
+    "expression": draw(B, 6, 64).astype(np.float32),
+    "expression_mask": np.ones((B, 6), bool),
+    "speech": draw(B, 6, WIDTH).astype(np.float32),
+    "speech_mask": np.ones((B, 6), bool),
+    "emotion": np.array([4, -1], np.int32),
+    "level": np.array([2, 0], np.int32),
+    "valid": np.ones(B, bool),
+  }
+
+
+@functools.cache
+def params():
+  """Drawn, not initialised: nothing is compiled, and no layer is zero."""
+  given = batch()
+  of_clip = [given[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
+  embedder = jax.eval_shape(networks().emotion_embedder.init, jax.random.key(0), *of_clip)["params"]
+  shapes = {name: network_shapes(name, _CONFIG["networks"][name]) for name in Networks._fields[:-1]}
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    drawn = rng.normal(size=leaf.shape).astype(np.float32)
+    if len(leaf.shape) < 2:
+      return np.float32("scale" in path[-1].key) + np.float32(0.1) * drawn
+    return drawn / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
+
+  return jax.tree_util.tree_map_with_path(draw, shapes | {"emotion_embedder": embedder})
+
+
+def test_drops_are_rare_and_exclude_each_other():
+  kept = np.stack(draw_kept(jax.random.key(0), 40_000, ObjectiveConfig()))
+  dropped = (~kept).sum(axis=0)
+  assert set(dropped) == {0, 1, 3}
+  shares = [*((dropped == 1) & ~row for row in kept), dropped == 3]
+  np.testing.assert_allclose([share.mean() for share in shares], [0.05] * 4, atol=0.004)
+  nothing = ObjectiveConfig(drop_audio=0, drop_image=0, drop_emotion=0, drop_all=0)
+  assert all(row.all() for row in draw_kept(jax.random.key(0), 1000, nothing))
+
+
+def test_classes_are_neutral_and_seven_emotions_at_three_levels():
+  pairs = [(i, level) for i, e in enumerate(EMOTIONS) for level in ((1,) if e == "neutral" else (1, 2, 3))]
+  found = emotion_class(*np.array(pairs).T)
+  assert found.tolist() == list(range(22))
+  assert emotion_class(np.array([-1]), np.array([0])).tolist() == [-1]
+  happy = EMOTIONS.index("happy")
+  assert emotion_class(np.array([happy]), np.array([0])) == emotion_class(np.array([happy]), np.array([2]))
+
+
+@pytest.mark.parametrize("box", [(10, 12, 30, 40), (0, 0, 20, 20), (40, 50, 40, 40)])
+def test_masks_are_those_of_a_portrait(box):
+  ours = np.asarray(face_masks(np.array([box], np.float32), 64, 72))[0]
+  theirs = face_mask(64, 72, box) / 255
+  # The release rounds its edges to whole pixels.
+  for axis in (0, 1):
+    found, expected = ours.any(axis=axis), theirs.any(axis=axis)
+    assert np.abs(found.astype(int) - expected).sum() <= 2
+
+
+@functools.cache
+def condition(*keep):
+  prior = np.random.default_rng(1).normal(size=(B, 256)).astype(np.float32)
+  keep = Kept(*(np.array(row) for row in keep))
+  return conditions(networks(), params(), batch(), prior, keep, ObjectiveConfig())
+
+
+def test_what_is_dropped_is_what_guidance_subtracts():
+  kept = condition((True, True), (True, True), (True, True))
+  dropped = condition((True, False), (True, False), (True, False))
+  for name in ("image_latents", "image_tokens", "audio_tokens", "emotion_tokens"):
+    np.testing.assert_array_equal(getattr(dropped, name)[0], getattr(kept, name)[0])
+  assert not np.asarray(dropped.image_latents[1]).any()
+  assert not np.asarray(dropped.image_tokens[1]).any()
+  modules, weights = networks(), params()
+  # The very tokens of inference.
+  priors = {"happy": {"mu": np.ones(256, np.float32)}}
+  emotion = emotion_tokens(modules.emotion_model, weights["emotion_model"], resolve_emotion("happy", priors, 256), 2)
+  for frame in range(FRAMES):
+    np.testing.assert_allclose(dropped.emotion_tokens[1, frame], emotion.unconditional, atol=1e-5)
+  encoder = build("audio_encoder", _CONFIG["networks"]["audio_encoder"])
+  encoder_params = encoder.init(jax.random.key(0), np.zeros((1, 3000, 80), np.float32))["params"]
+  sound = np.zeros(3200, np.float32)
+  silent = audio_tokens(encoder, encoder_params, modules.audio_projection, weights["audio_projection"], sound)
+  for frame in range(FRAMES):
+    np.testing.assert_allclose(dropped.audio_tokens[1, frame], silent.unconditional, atol=1e-5)
+  assert np.abs(kept.audio_tokens[1] - dropped.audio_tokens[1]).max() > 0.1
+  assert np.abs(kept.emotion_tokens[1] - dropped.emotion_tokens[1]).max() > 1e-3
+
+
+def test_bank_learning_pulls_code_and_prior_as_equation_17_says():
+  model, weights = networks().emotion_model, params()["emotion_model"]
+  prior = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
+
+  def vq(weights):
+    return model.apply({"params": weights}, prior, method=type(model).retrieve)[1].vq_loss
+
+  slope = jax.grad(vq)(weights)["codebook"]
+  fc, codes = weights["codebook"]["fc"], np.asarray(weights["codebook"]["codebook"]["embedding"], np.float64)
+  z = prior @ np.asarray(fc["kernel"], np.float64) + np.asarray(fc["bias"])
+  nearest = np.square(z[:, None] - codes).sum(-1).argmin(-1)
+  size = z.size
+  code_slope = np.zeros_like(codes)
+  np.add.at(code_slope, nearest, 2 * (codes[nearest] - z) / size)
+  np.testing.assert_allclose(slope["codebook"]["embedding"], code_slope, atol=1e-6)
+  np.testing.assert_allclose(slope["fc"]["bias"], (0.25 * 2 * (z - codes[nearest]) / size).sum(0), atol=1e-6)
+
+
+@functools.cache
+def compiled(training, emotion_weight=0.1):
+  config = ObjectiveConfig(emotion_weight=emotion_weight)
+
+  def loss(params, batch, key):
+    return objective(networks(), config, 0.18215, params, batch, key, training)
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def test_the_objective_reaches_all_that_is_to_learn():
+  (loss, metrics), slope = compiled(True)(params(), batch(), jax.random.key(3))
+  np.testing.assert_allclose(loss, metrics["denoising"] + 0.1 * metrics["emotion"] + metrics["vq"], rtol=1e-5)
+  assert 0.3 < metrics["denoising"] < 10
+  reached = {name: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree)) for name, tree in slope.items()}
+  assert reached.pop("emotion_embedder") == 0, "the embedder is frozen"
+  assert min(reached.values()) > 0
+  for part in ("classifier", "codebook", "emo_linear", "kv_tokens_linear", "attention"):
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slope["emotion_model"][part])), part
+
+
+def test_the_same_key_gives_the_same_loss_and_rows_that_only_fill_count_nothing():
+  first, again = (compiled(True)(params(), batch(), jax.random.key(5))[0][0] for _ in range(2))
+  assert first == again
+  half = batch() | {"valid": np.array([True, False])}
+  spoilt = half | {"latents_mean": np.where(half["valid"][:, None, None, None, None], half["latents_mean"], 100)}
+  key = jax.random.key(6)
+  values = [compiled(True)(params(), given, key)[0][1] for given in (half, spoilt)]
+  np.testing.assert_allclose(values[0]["denoising"], values[1]["denoising"], rtol=1e-5)
+  np.testing.assert_allclose(values[0]["emotion"], values[1]["emotion"], rtol=1e-5)
+
+
+def test_the_prior_is_drawn_or_its_mean():
+  embedder, weights, key = networks().emotion_embedder, params()["emotion_embedder"], jax.random.key(0)
+  drawn = [draw_prior(embedder, weights, batch(), k, ObjectiveConfig()) for k in jax.random.split(key)]
+  assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+  fixed = [
+    draw_prior(embedder, weights, batch(), k, ObjectiveConfig(sample_prior=False)) for k in jax.random.split(key)
+  ]
+  np.testing.assert_array_equal(*fixed)
+
+
+def test_without_the_bank_nothing_is_learnt_about_it():
+  keep = jnp.array([True, False])
+  prior = np.ones((B, 256), np.float32)
+  model, weights = networks().emotion_model, params()["emotion_model"]
+  config = ObjectiveConfig(bank=False)
+  tokens, vq = adaptation_loss.emotion_tokens(model, weights, prior, keep, config)
+  assert vq == 0
+  slope = jax.grad(lambda w: adaptation_loss.emotion_tokens(model, w, prior, keep, config)[0].sum())(weights)
+  assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(slope["codebook"]))
+  assert np.abs(tokens[0] - tokens[1]).max() > 1e-3
