@@ -68,10 +68,15 @@ class EmotionAttention(nn.Module):
     return rearrange(attended, "b n heads d -> b n (heads d)")
 
 
+CONDITIONINGS = ("bank", "prior", "learnable")
+
+
 class EmotionModel(nn.Module):
   """From an emotion prior to emotion tokens, and the discriminator that is published with it.
 
   prior s (b, prior_dim) -> E_s (b, num_tokens, features).
+  conditioning: "bank" is the paper's. Its ablations (Table 4): "prior" leaves the bank out, E_s is the projection of s;
+  "learnable" lets learnt query tokens attend to that projection, the prior being key and value.
   """
 
   prior_dim: int = 256
@@ -83,9 +88,15 @@ class EmotionModel(nn.Module):
   commitment: float = 0.25
   mid_features: int = 1280
   num_classes: int = 22
+  conditioning: str = "bank"
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
+    if self.conditioning not in CONDITIONINGS:
+      raise ValueError(f"conditioning is {self.conditioning!r}, wanted one of {', '.join(CONDITIONINGS)}")
+    if self.conditioning == "learnable":
+      # As large as the normalised tokens that stand in its place.
+      self.query = self.param("query", nn.initializers.normal(1.0), (self.num_tokens, self.features))
     self.emo_linear = TokenProjection(self.hidden, self.num_tokens, self.features, self.dtype)
     self.codebook = EmotionBank(self.num_codes, self.features, self.commitment)
     self.kv_tokens_linear = TokenProjection(self.hidden, self.num_tokens, self.features, self.dtype)
@@ -95,16 +106,18 @@ class EmotionModel(nn.Module):
   def __call__(self, prior, bank="all"):
     """E_s from the whole bank (`bank="all"`, Eq. 12 and 13) or from its nearest code ("nearest", Eq. 9-11).
 
-    Raises ValueError for another `bank`.
+    Without a bank both are the same. Raises ValueError for another `bank`.
     """
     if self.is_initializing():
       # Every parameter of the checkpoint exists, whichever path initialises it.
       self.retrieve(prior)
       self.classify(jnp.zeros((1, 1, 1, self.mid_features), self.dtype))
+    if bank not in ("all", "nearest"):
+      raise ValueError(f'bank is {bank!r}, wanted "all" or "nearest"')
+    if self.conditioning != "bank":
+      return self._without_bank(prior)
     if bank == "nearest":
       return self.retrieve(prior)[0]
-    if bank != "all":
-      raise ValueError(f'bank is {bank!r}, wanted "all" or "nearest"')
     memory = self.kv_tokens_linear(self.codebook.codes)
     memory = rearrange(memory, "codes tokens c -> 1 (codes tokens) c")
     return self.attention(self.emo_linear(prior), memory)
@@ -114,9 +127,19 @@ class EmotionModel(nn.Module):
     retrieval = self.codebook(prior)
     return self.attention(self.emo_linear(prior), self.kv_tokens_linear(retrieval.s_star)), retrieval
 
-  def without_bank(self, prior):
-    """The ablation without the bank (Table 4): E_s (b, num_tokens, features) is the prior's own projection."""
-    return self.emo_linear(prior)
+  def for_training(self, prior):
+    """(E_s, L_vq ()) as training has them: retrieved from the bank, or without one and 0."""
+    if self.conditioning != "bank":
+      return self._without_bank(prior), jnp.float32(0)
+    tokens, retrieval = self.retrieve(prior)
+    return tokens, retrieval.vq_loss
+
+  def _without_bank(self, prior):
+    tokens = self.emo_linear(prior)
+    if self.conditioning == "prior":
+      return tokens
+    query = jnp.broadcast_to(self.query.astype(tokens.dtype), (len(prior), *self.query.shape))
+    return self.attention(query, tokens)
 
   def classify(self, f_t, deterministic=True):
     """The discriminator's logits (b, num_classes) for middle-block features f_t (b, h, w, mid_features), Eq. 16."""

@@ -38,9 +38,6 @@ class ObjectiveConfig:
   emotion_weight: float = 0.1
   """λ of Eq. 15; the paper does not say its value. 0 is the ablation without L_cls."""
 
-  bank: bool = True
-  """Without: the prior's own tokens are E_s, the ablation of the emotion bank."""
-
   sample_prior: bool = True
   """s is drawn from the embedder's Gaussian (Eq. 6); without, it is the mean, the ablation of the emotion prior."""
 
@@ -113,23 +110,19 @@ def face_masks(box, height, width):
   return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
 
 
-def emotion_tokens(model, params, prior, keep, config: ObjectiveConfig):
+def emotion_tokens(model, params, prior, keep):
   """E_s (b, n, d) of priors (b, 256), that of a prior of zeros where not kept, and L_vq () of the priors (Eq. 9-11)."""
 
-  def run(prior, method):
+  def run(prior, method=None):
     return model.apply({"params": params}, prior, method=method)
 
-  zero = jnp.zeros_like(prior[:1])
-  if not config.bank:
-    direct = type(model).without_bank
-    return jnp.where(keep[:, None, None], run(prior, direct), run(zero, direct)), jnp.float32(0)
-  tokens, retrieval = run(prior, type(model).retrieve)
+  tokens, vq_loss = run(prior, type(model).for_training)
   # Guidance subtracts the release's unconditional tokens, those of a zero prior over the whole bank.
-  return jnp.where(keep[:, None, None], tokens, run(zero, None)), retrieval.vq_loss
+  return jnp.where(keep[:, None, None], tokens, run(jnp.zeros_like(prior[:1]))), vq_loss
 
 
-def conditions(networks: Networks, params, batch, prior, keep: Kept, config: ObjectiveConfig, scale=8) -> Conditions:
-  """A batch of `diffusion_batches` and its priors (b, 256) -> what the U-Net sees; scale: pixels a latent."""
+def conditions(networks: Networks, params, batch, prior, keep: Kept, downscale=8) -> Conditions:
+  """A batch of `diffusion_batches` and its priors (b, 256) -> what the U-Net sees; downscale: pixels a latent."""
   b, frames, h, w, _ = batch["latents_mean"].shape
   image = keep.image.astype(jnp.float32)
 
@@ -141,8 +134,8 @@ def conditions(networks: Networks, params, batch, prior, keep: Kept, config: Obj
 
   windows = batch["audio"].astype(jnp.float32)
   audio, silence = run("audio_projection", windows), run("audio_projection", jnp.zeros_like(windows[:1, :1]))
-  emotion, vq_loss = emotion_tokens(networks.emotion_model, params["emotion_model"], prior, keep.emotion, config)
-  mask = face_masks(batch["mask_box"], h * scale, w * scale)
+  emotion, vq_loss = emotion_tokens(networks.emotion_model, params["emotion_model"], prior, keep.emotion)
+  mask = face_masks(batch["mask_box"], h * downscale, w * downscale)
   pose = run("pose_guider", jnp.repeat(mask[:, None, ..., None], 3, axis=-1))
   image_token = image[:, None, None] * batch["image_embedding"].astype(jnp.float32)[:, None]
   return Conditions(
@@ -163,11 +156,13 @@ def draw_prior(embedder, params, batch, key, config: ObjectiveConfig):
   return jax.lax.stop_gradient(prior.sample(key) if config.sample_prior else prior.mu)
 
 
-def objective(networks: Networks, config: ObjectiveConfig, scaling_factor, params, batch, key, training=True):
+def objective(
+  networks: Networks, config: ObjectiveConfig, scaling_factor, params, batch, key, training=True, downscale=8
+):
   """Eq. 15 for a batch -> (L (), metrics {name: ()}).
 
-  params: {network: parameters} for `Networks`' names. scaling_factor: the VAE's. training=False drops no condition and
-  no unit. Rows that are not batch["valid"] count nothing.
+  params: {network: parameters} for `Networks`' names. scaling_factor, downscale: the VAE's. training=False drops no
+  condition and no unit. Rows that are not batch["valid"] count nothing.
   """
   b = len(batch["latents_mean"])
   keys = dict(zip(("latents", "sigma", "noise", "drop", "prior", "dropout"), jax.random.split(key, 6), strict=True))
@@ -179,7 +174,7 @@ def objective(networks: Networks, config: ObjectiveConfig, scaling_factor, param
   everything = Kept(*[jnp.ones(b, bool)] * 3)
   keep = draw_kept(keys["drop"], b, config) if training else everything
   prior = draw_prior(networks.emotion_embedder, params["emotion_embedder"], batch, keys["prior"], config)
-  given = conditions(networks, params, batch, prior, keep, config)
+  given = conditions(networks, params, batch, prior, keep, downscale)
 
   c = precondition(wide)
   v, seen = networks.unet.apply(

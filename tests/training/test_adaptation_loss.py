@@ -111,7 +111,7 @@ def test_masks_are_those_of_a_portrait(box):
 def condition(*keep):
   prior = np.random.default_rng(1).normal(size=(B, 256)).astype(np.float32)
   keep = Kept(*(np.array(row) for row in keep))
-  return conditions(networks(), params(), batch(), prior, keep, ObjectiveConfig())
+  return conditions(networks(), params(), batch(), prior, keep)
 
 
 def test_what_is_dropped_is_what_guidance_subtracts():
@@ -197,13 +197,26 @@ def test_the_prior_is_drawn_or_its_mean():
   np.testing.assert_array_equal(*fixed)
 
 
-def test_without_the_bank_nothing_is_learnt_about_it():
+@pytest.mark.parametrize("conditioning", ["prior", "learnable"])
+def test_without_the_bank_nothing_is_learnt_about_it(conditioning):
   keep = jnp.array([True, False])
-  prior = np.ones((B, 256), np.float32)
-  model, weights = networks().emotion_model, params()["emotion_model"]
-  config = ObjectiveConfig(bank=False)
-  tokens, vq = adaptation_loss.emotion_tokens(model, weights, prior, keep, config)
+  prior = np.stack([np.ones(256, np.float32), np.linspace(-1, 1, 256, dtype=np.float32)])
+  model = networks().emotion_model.clone(conditioning=conditioning)
+  weights = params()["emotion_model"] | (
+    {"query": np.ones((8, WIDTH), np.float32)} if conditioning == "learnable" else {}
+  )
+
+  def tokens_of(weights, keep=keep):
+    return adaptation_loss.emotion_tokens(model, weights, prior, keep)
+
+  tokens, vq = tokens_of(weights)
   assert vq == 0
-  slope = jax.grad(lambda w: adaptation_loss.emotion_tokens(model, w, prior, keep, config)[0].sum())(weights)
+  slope = jax.grad(lambda w: tokens_of(w)[0].sum() + tokens_of(w)[0][0, 0, 0])(weights)
   assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(slope["codebook"]))
-  assert np.abs(tokens[0] - tokens[1]).max() > 1e-3
+  assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(slope["kv_tokens_linear"]))
+  assert ("query" in slope) == (conditioning == "learnable")
+  assert any(np.abs(leaf).any() for leaf in jax.tree.leaves(slope["emo_linear"]))
+  # Training and inference take one path, whatever of the bank is asked for.
+  zero = model.apply({"params": weights}, jnp.zeros((1, 256)), bank="nearest")
+  np.testing.assert_allclose(tokens[1], zero[0], atol=1e-5)
+  assert np.abs(tokens[0] - tokens_of(weights, jnp.array([True, True]))[0][1]).max() > 1e-3
