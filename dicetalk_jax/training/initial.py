@@ -1,0 +1,44 @@
+"""Parameters before any training, where no weights are at hand."""
+
+import os
+import zlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from dicetalk_jax.conversion.engine import flatten, unflatten
+from dicetalk_jax.conversion.networks import build, network_inputs
+from dicetalk_jax.inference.weights import Weights
+
+
+def network_key(name: str, seed: int) -> jax.Array:
+  """The key of a network's initial parameters: its own, whatever else is drawn beside it."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def initial_params(name: str, architecture: Mapping, key: jax.Array) -> dict:
+  """Nested float32 parameters of network `name`, of conversion.networks.NETWORKS, drawn from `key`.
+
+  As the modules draw them, but for the U-Net: its adapters begin as copies of the keys and values beside them, and it
+  begins by predicting 0, which is the mean of what it has to predict. Raises WeightsError for an architecture that is
+  not of this network.
+  """
+  module = build(name, architecture)
+  inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), network_inputs(name, architecture))
+  params = jax.jit(lambda key, inputs: module.init(key, **inputs))(key, inputs)["params"]
+  if name != "unet":
+    return params
+  flat = flatten(params)
+  for path in flat:
+    original, adapter, _ = path.partition("_ip_")
+    if adapter:
+      flat[path] = flat[f"{original}/kernel"]
+  flat |= {path: jnp.zeros_like(leaf) for path, leaf in flat.items() if path.startswith("conv_out/")}
+  return unflatten(flat)
+
+
+def initial_weights(networks: Mapping[str, Mapping], folder: str | os.PathLike, seed: int = 0) -> Weights:
+  """A weights folder of untrained networks: name -> architecture. Errors as of `initial_params` and `Weights.save`."""
+  params = {name: initial_params(name, config, network_key(name, seed)) for name, config in networks.items()}
+  return Weights.save(folder, params, {"networks": dict(networks)})
