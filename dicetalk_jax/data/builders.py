@@ -39,7 +39,7 @@ def build_set(
   OutputError where `folder` cannot be written: what was finished stays valid.
   """
   folder = expanded(folder, "data set").absolute()
-  if root is not None and folder.resolve().is_relative_to(Path(root).expanduser().resolve()):
+  if root is not None and folder.resolve().is_relative_to(expanded(root, "set's folder").resolve()):
     raise InputError(f"data set {folder} would lie inside {root}, among what it is made of; give another folder")
   listing = layout.listing(root)
   layout.check(root, listing.jobs)

@@ -39,13 +39,14 @@ class Job:
   """What one call makes clips of: a file, or a person and a sentence.
 
   name: unique; work: what can be pickled; state: of the files that it reads, so that one which was left out is tried
-  again when it has been mended.
+  again when it has been mended; labels: what is known of it beforehand, which a folder is bound to.
   """
 
   name: str
   split: str
   work: Any
   state: str = ""
+  labels: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +226,8 @@ def _shards(folder, name, jobs) -> list[_Shard]:
 
 def _check_plan(folder, name, jobs, settings):
   """Binds a folder to what it is built of."""
-  listed = hashlib.sha256("\n".join(f"{job.split} {job.name}" for job in jobs).encode()).hexdigest()
+  lines = [f"{job.split} {job.name} {job.labels}".rstrip() for job in jobs]
+  listed = hashlib.sha256("\n".join(lines).encode()).hexdigest()
   plan = {"name": name, "settings": json.loads(json.dumps(settings)), "files": len(jobs), "listed": listed}
   path = folder / PLAN
   if not path.exists():
@@ -243,7 +245,7 @@ def _check_plan(folder, name, jobs, settings):
     old, new = begun.get("settings", {}), plan["settings"]
     difference = _difference(old, new)
   else:
-    difference = f"{begun.get('files')} files, this finds {len(jobs)}, or they have other names or splits"
+    difference = f"{begun.get('files')} files, this finds {len(jobs)}, or they have other names, splits or labels"
   raise InputError(f"{folder} was begun with {difference}; run it as before, or give a new folder")
 
 

@@ -22,6 +22,8 @@ from dicetalk_jax.media.files import expanded
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg")
 SOUNDS = (".m4a", ".wav", ".mp3", ".flac", ".aac", ".ogg")
 EXPRESSIONS = (".mat", ".npy", ".npz", ".txt")
+# Bytes of a text file in which three rows of 257 numbers in full precision have room.
+_FEW_ROWS = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class VideoLayout:
       return
     folder = existing_root(self.expressions, "coefficients")
     if not any(job.work.expression for job in jobs):
-      first = jobs[0].work.path.relative_to(root).with_suffix("")
+      first = jobs[0].work.path.relative_to(existing_root(root, self.name)).with_suffix("")
       raise InputError(
         f"{folder} has coefficients of none of {len(jobs)} videos: expected {first} with {', '.join(EXPRESSIONS)}, in "
         f"the same place as under {root}"
@@ -96,8 +98,8 @@ def with_suffix_of(path: Path, suffixes: Iterable[str]) -> Path | None:
 def _numeric(path: Path) -> bool:
   """Whether a text file holds nothing but numbers, under names of columns perhaps."""
   with path.open("rb") as file:
-    lines = file.read(4096).splitlines()[1:3]
-  return bool(lines) and all(re.fullmatch(rb"[\s\d.,;eE+-]*", line) for line in lines)
+    lines = file.read(_FEW_ROWS).splitlines()[1:3]
+  return bool(lines) and all(re.fullmatch(rb"(?i:[\s\d.,;e+-]|nan|inf)*", line) for line in lines)
 
 
 def videos_in(root: Path, rejected: list[Rejected]) -> Iterator[Path]:
@@ -167,13 +169,14 @@ def share(count: int, published: int, of: int) -> int:
 
 
 def job_of(source: Source, split: str) -> Job:
-  """The job of a source, with the state of its files."""
+  """The job of a source, with what is known of it and the state of its files."""
   state = []
   for path in (source.path, source.audio, source.expression):
     if path is not None and path.exists():
       found = path.stat()
       state.append(f"{found.st_size} {found.st_mtime_ns}")
-  return Job(source.clip, split, source, "; ".join(state))
+  labels = json.dumps([source.identity, source.video, source.emotion, source.level])
+  return Job(source.clip, split, source, "; ".join(state), labels)
 
 
 def jobs_of(sources: Sequence[Source], test: set[str]) -> list[Job]:

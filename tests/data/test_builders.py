@@ -203,6 +203,20 @@ def test_a_target_inside_the_root_is_refused(tmp_path, capsys):
   assert not (tmp_path / "set").exists()
 
 
+def test_a_root_in_the_home_of_nobody(tmp_path, capsys):
+  assert run("data", "build", "clips", "--root", "~nobody_of_that_name/videos", "--out", tmp_path / "set") == 1
+  assert "names the home of a user who does not exist" in capsys.readouterr().err
+
+
+def test_changed_labels_want_another_folder(drawn, tmp_path, capsys):
+  put(tmp_path / "mine/a.mp4", drawn["M003", "happy"][1])
+  build = ("data", "build", "clips", "--root", tmp_path / "mine", "--out", tmp_path / "set", "--size", 64)
+  for emotion, code in (("happy", 0), ("happy", 0), ("sad", 1)):
+    (tmp_path / "mine/labels.csv").write_text(f"file,emotion\na.mp4,{emotion}\n")
+    assert run(*build) == code
+  assert "splits or labels" in capsys.readouterr().err
+
+
 def test_a_layout_of_ones_own_settings_reaches_the_builder(tmp_path):
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine/x.mp4").write_bytes(b"nothing")

@@ -1,6 +1,7 @@
 """A build that is interrupted, crowded out or given bad files loses nothing and repeats nothing."""
 
 import csv
+import dataclasses
 import fcntl
 import os
 import signal
@@ -260,6 +261,13 @@ def test_a_folder_keeps_to_what_it_was_begun_with(tmp_path, name, kinds, setting
   build(tmp_path, "clips", jobs(["one"]), make, {"size": 64}, workers=1)
   with pytest.raises(InputError, match=said):
     build(tmp_path, name, jobs(kinds), make, settings, workers=1)
+
+
+def test_labels_that_were_changed_are_not_passed_over(tmp_path):
+  happy, sad = (dataclasses.replace(jobs(["one"])[0], labels=label) for label in ("happy", "sad"))
+  build(tmp_path, "clips", [happy], make, {}, workers=1)
+  with pytest.raises(InputError, match="other names, splits or labels"):
+    build(tmp_path, "clips", [sad], make, {}, workers=1)
 
 
 def test_a_folder_with_other_things_is_not_written_into(tmp_path):

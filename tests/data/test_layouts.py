@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import os
 
+import numpy as np
 import pytest
 
 from dicetalk_jax.data.clips import ClipsLayout
@@ -78,6 +79,19 @@ def test_coefficients_in_a_folder_of_their_own(tmp_path):
   assert listing.jobs[0].work.expression == tmp_path / "coefficients/M003/video/front/sad/level_2/001.npy"
 
 
+@pytest.mark.parametrize("columns", [64, 257])
+@pytest.mark.parametrize("first", [0.0, np.nan])
+def test_coefficients_as_text_are_told_from_what_is_said(tmp_path, columns, first):
+  touch(tmp_path, "a.mp4", "b.mp4")
+  coefficients = np.random.default_rng(0).standard_normal((10, columns))
+  coefficients[:, 0] = first  # one that is not finite is named later, not passed over
+  np.savetxt(tmp_path / "a.txt", coefficients)
+  (tmp_path / "b.txt").write_text("The rain came early.\nIt was 7 o'clock.\n")
+  found = works(ClipsLayout().listing(tmp_path))
+  assert found["a.mp4"].expression == tmp_path / "a.txt"
+  assert found["b.mp4"].expression is None
+
+
 def test_a_folder_of_coefficients_that_fits_nothing(tmp_path):
   touch(tmp_path / "sets", "M003/video/front/sad/level_2/001.mp4")
   layout = MeadLayout(expressions=tmp_path / "none")
@@ -87,6 +101,14 @@ def test_a_folder_of_coefficients_that_fits_nothing(tmp_path):
   layout = MeadLayout(expressions=tmp_path / "other")
   with pytest.raises(InputError, match=r"of none of 1 videos: expected M003/video/front/sad/level_2/001 with .mat"):
     layout.check(tmp_path / "sets", layout.listing(tmp_path / "sets").jobs)
+
+
+def test_a_relative_root(tmp_path, monkeypatch):
+  touch(tmp_path, "sets/M003/video/front/sad/level_2/001.mp4", "coefficients/other.npy")
+  monkeypatch.chdir(tmp_path)
+  layout = MeadLayout(expressions="coefficients")
+  with pytest.raises(InputError, match="expected M003/video/front/sad/level_2/001 with"):
+    layout.check("sets", layout.listing("sets").jobs)
 
 
 def test_odd_names_and_links(tmp_path):
