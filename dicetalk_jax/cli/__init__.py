@@ -1,6 +1,7 @@
 """The command line, one module a group of verbs."""
 
 import os
+import signal
 import sys
 
 
@@ -16,8 +17,9 @@ def entry():
   try:
     code = main()
   except KeyboardInterrupt:
-    # While Python was still importing: nothing has begun.
-    print("stopped before it began", file=sys.stderr)
+    # While Python was still importing, or a second one while the first was being heeded.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("stopped", file=sys.stderr)
     code = 130
   if code == 130:
     # Threads of XLA may still compile or compute, and the ordinary end of a process with these is a crash.

@@ -15,7 +15,7 @@ import numpy as np
 
 from dicetalk_jax.data.records import FPS, RATE, SAMPLES_PER_FRAME, Clip, Rejected, Source, encode_frames
 from dicetalk_jax.data.tracking import cut, detect, face_box, steady_crop, track
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.media.audio import SILENCE
 from dicetalk_jax.media.expression import expression_at, matched, near, read_expression
 from dicetalk_jax.media.face import Box, Face, FaceDetector, HaarDetector
@@ -76,7 +76,7 @@ def prepare(
   A clip shows at i / 25 s what the file shows then, cut to one steady square about the face; its sound is in step by
   the file's time stamps (a separate sound begins with the first picture). A file of more than config.longest gives
   <clip>/000, <clip>/001 and so on, without gap or overlap. source_name: mead, hdtf and so on. detector: Haar by
-  default. A file that cannot be used is never an exception; OSError is raised where the temporary folder is full.
+  default. A file that cannot be used is never an exception; OutputError is raised where the temporary folder is full.
   """
   config = config or PrepareConfig()
   with contextlib.ExitStack() as stack:
@@ -157,15 +157,28 @@ class _Sound:
     return whole
 
 
+def _spool(file: BinaryIO, block: np.ndarray) -> None:
+  left = block.tobytes()
+  try:
+    while left:
+      left = left[file.write(left) :]
+  except OSError as error:
+    raise OutputError(
+      f"the temporary folder {tempfile.gettempdir()} takes no more ({error.strerror or error}); make space there, or "
+      "set TMPDIR to another folder, and run the same command again"
+    ) from error
+
+
 @contextlib.contextmanager
 def _spooled(path: Path):
-  with tempfile.TemporaryFile() as file:
+  # With a buffer its end would try once more to write what there was no room for.
+  with tempfile.TemporaryFile(buffering=0) as file:
     sound = _Sound(file)
     for time, block in stream_sound(path):
       sound.begin = sound.begin if sound.samples else time
       sound.samples += len(block)
       sound.peak = max(sound.peak, float(np.max(np.abs(block), initial=0)))
-      file.write(block.tobytes())
+      _spool(file, block)
     if not sound.samples:
       raise InputError(f"audio {path} holds no sound (0 samples)")
     if sound.peak < SILENCE:

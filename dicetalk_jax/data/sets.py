@@ -61,7 +61,7 @@ def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
       writer.close()
     os.replace(partial, path)
   except (OSError, RuntimeError) as error:
-    reason = getattr(error, "strerror", None) or "the disk is full, or failed"
+    reason = getattr(error, "strerror", None) or _why_not(partial)
     raise OutputError(
       f"{path} cannot be written ({reason}); what was finished before stays valid: make space or mend the folder, and "
       "run the same command again"
@@ -69,6 +69,17 @@ def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
   finally:
     partial.unlink(missing_ok=True)
   return Shard(records, size)
+
+
+def _why_not(path: Path) -> str:
+  """What the system says to writing more into a file; array_record's writer keeps it to itself."""
+  try:
+    with path.open("ab") as file:
+      file.write(bytes(1 << 16))
+      os.fsync(file.fileno())
+  except OSError as error:
+    return error.strerror or str(error)
+  return "the disk is full, or failed"
 
 
 def require_space(folder: Path, size: int, margin: int = 1 << 20) -> None:

@@ -14,7 +14,7 @@ import pytest
 from dicetalk_jax import demo
 from dicetalk_jax.data.batches import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.encode import encode
-from dicetalk_jax.data.encoded import encoded_clip, open_encoded
+from dicetalk_jax.data.encoded import LARGE, encoded_clip, open_encoded
 from dicetalk_jax.data.encoders import Batcher
 from dicetalk_jax.data.records import Clip, decode_frames, encode_frames, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
@@ -97,11 +97,12 @@ def read(folder, split):
   return [encoded_clip(records[i]) for i in range(len(records))]
 
 
-def assert_same_set(ours, theirs, close=False):
+def assert_same_set(ours, theirs):
+  """What the networks give may differ by a rounding: another process, or a busy one, adds in another order."""
   for split in PARTS:
     for a, b in zip(read(ours, split), read(theirs, split), strict=True):
       for name in vars(a):
-        if close and name in ("states", "latents_mean", "latents_logvar", "image_embedding"):
+        if name in LARGE and getattr(a, name) is not None:
           np.testing.assert_allclose(getattr(a, name), getattr(b, name), **FLOAT16, err_msg=name)
         else:
           np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
@@ -182,7 +183,7 @@ def test_parts_make_the_whole(tmp_path, clips, weights, whole):
     diffusion_batches(tmp_path / "parts")
   second = encode(clips, tmp_path / "parts", weights, part=(1, 2))
   assert second.complete and first.clips + second.clips == 4
-  assert_same_set(tmp_path / "parts", whole, close=True)
+  assert_same_set(tmp_path / "parts", whole)
   again = encode(clips, tmp_path / "parts", weights)
   assert (again.clips, again.kept_shards, again.complete) == (0, 4, True)
 
@@ -305,7 +306,7 @@ def test_a_disk_that_takes_no_more(tmp_path, clips, weights, heard):
   full = subprocess.run(
     [sys.executable, "-c", FULL, clips, folder, weights.folder], stdout=subprocess.PIPE, text=True, timeout=120
   )
-  assert "cannot be written" in full.stdout and "make space" in full.stdout, full.stdout
+  assert "cannot be written (File too large)" in full.stdout and "make space" in full.stdout, full.stdout
   assert not (folder / "dataset_info.json").exists() and not list(folder.glob("*unfinished*"))
   done = encode(clips, folder, weights, what="audio")
   assert done.complete

@@ -1,11 +1,14 @@
 """Preparing: a clip shows and sounds what its file does at each moment, whatever its rates; bad files say why."""
 
+import functools
 import itertools
 import re
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -16,7 +19,7 @@ from conftest import GOLDEN, relative_error
 
 from dicetalk_jax.data.prepare import PrepareConfig, prepare
 from dicetalk_jax.data.records import Clip, Rejected, Source, decode_frames
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.media.audio import read_audio
 from dicetalk_jax.media.face import Face
 from dicetalk_jax.media.image import read_image, resize
@@ -439,6 +442,14 @@ def test_what_cannot_be_used_says_why(tmp_path, capfd):
   soundfile.write(tmp_path / "nan.wav", bad, 16000, "FLOAT")
   assert "NaN" in reason(good, audio=tmp_path / "nan.wav")
   assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_full_temporary_folder_is_told_as_such(tmp_path, monkeypatch):
+  video = write_video(tmp_path / "a.mp4", numbered(50), 25, noise(2))
+  full = functools.partial(Path("/dev/full").open, "wb")
+  monkeypatch.setattr(tempfile, "TemporaryFile", full)
+  with pytest.raises(OutputError, match=r"temporary folder .* \(No space left on device\).*TMPDIR"):
+    list(prepare(Source("a", video, "i", "v"), "clips", SMALL, centred))
 
 
 def test_of_a_file_cut_short_what_is_there(tmp_path):
