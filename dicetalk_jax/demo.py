@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.conversion.networks import NETWORKS, network_shapes
+from dicetalk_jax.conversion.networks import PUBLISHED, network_shapes
 from dicetalk_jax.data.records import RATE
 from dicetalk_jax.data.world.identity import draw_identity
 from dicetalk_jax.data.world.parameters import PARAMETERS
@@ -101,7 +101,7 @@ def random_weights(folder: pathlib.Path, seed=0) -> Weights:
     for name, config in _CONFIG["networks"].items()
   }
   priors = {label: {"mu": 2 * _generator(label).standard_normal(256, np.float32)} for label in _LABELS}
-  assert set(networks) == set(NETWORKS)
+  assert set(networks) == set(PUBLISHED)
   return Weights.save(folder, networks, _CONFIG, priors)
 
 

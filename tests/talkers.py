@@ -9,7 +9,7 @@ from conftest import config_json
 from release import small_weights, write_release
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.conversion.networks import NETWORKS, build, network_shapes
+from dicetalk_jax.conversion.networks import PUBLISHED, build, network_shapes
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.weights import Weights, convert_release
 
@@ -58,7 +58,7 @@ def minute_talker(tmp_path_factory):
   if not folder.exists():
     small = Weights.open(small_weights(tmp_path_factory))
     changed = {"unet": MINUTE_UNET, "pose_guider": small.config["networks"]["pose_guider"] | {"features": CHANNELS}}
-    networks = {name: small.load(name) for name in NETWORKS if name not in changed}
+    networks = {name: small.load(name) for name in PUBLISHED if name not in changed}
     networks |= {name: stand_in_params(name, config) for name, config in changed.items()}
     networks["frame_interpolator"] = jax.tree.map_with_path(
       lambda path, x: 0.25 * x if path[-1].key == "negative_slope" else x, networks["frame_interpolator"]
@@ -71,3 +71,30 @@ def minute_talker(tmp_path_factory):
 @functools.cache
 def _open(folder):
   return DiceTalk.load(folder, dtype="float32")
+
+
+# The embedder of `with_embedder`: Whisper's width is that of `small_weights`.
+EMBEDDER = {
+  "features": 256,
+  "expression_features": 64,
+  "speech_features": 384,
+  "num_layers": 1,
+  "num_fusion_layers": 2,
+  "num_heads": 4,
+  "mlp": 32,
+  "dropout_rate": 0.0,
+  "fusion_scale": 0.5,
+  "inputs": "both",
+}
+
+
+def embedder_params(inputs="both"):
+  """Stand-in parameters of an embedder, the vectors that initialise to zero included."""
+  return stand_in_params("emotion_embedder", EMBEDDER | {"inputs": inputs})
+
+
+def with_embedder(weights, folder, **changes):
+  """Other weights with a stand-in embedder; changes: of its architecture."""
+  config = EMBEDDER | changes
+  networks = {"emotion_embedder": stand_in_params("emotion_embedder", config)}
+  return weights.derive(folder, networks, {"emotion_embedder": config}, config={"emotion_embedder": {"frames": 20}})

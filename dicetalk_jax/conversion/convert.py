@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import safetensors.numpy
 
-from dicetalk_jax.conversion.released import SETTINGS, Network, Release, Tensor, open_release
+from dicetalk_jax.conversion.released import OWN, SETTINGS, Network, Release, Tensor, open_release
 from dicetalk_jax.conversion.store import (
   CONFIG,
   FORMAT,
@@ -141,7 +141,12 @@ def _config(release: Release, priors: Mapping | None) -> dict:
     "format": FORMAT,
     "version": VERSION,
     "networks": {network.name: network.config for network in release.networks},
-    **{name: release.document(path) for name, path in SETTINGS.items()},
+    # Of what is not published nothing is said where the release has none.
+    **{
+      name: release.document(path)
+      for name, path in SETTINGS.items()
+      if path in release.documents or not path.startswith(f"{OWN}/")
+    },
     "emotions": sorted(priors or ()),
     "source": [release.relative(number) for number in range(len(release.files))],
   }

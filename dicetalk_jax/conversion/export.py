@@ -10,14 +10,14 @@ import numpy as np
 import safetensors.numpy
 
 from dicetalk_jax.conversion.engine import flatten
+from dicetalk_jax.conversion.listing import canonical
 from dicetalk_jax.conversion.networks import TABLES
 from dicetalk_jax.conversion.readers import DTYPES, SAFETENSORS_DTYPES, import_torch
-from dicetalk_jax.conversion.released import OVERLAY_SUFFIX, OWN, PARTS, SETTINGS, is_adapter
+from dicetalk_jax.conversion.released import OWN
 from dicetalk_jax.conversion.store import (
   PRIORS,
   SOURCE,
   expanded,
-  item_shapes,
   new_folder,
   read_config,
   read_item,
@@ -43,7 +43,7 @@ def export(
   """
   weights = expanded(weights)
   config = read_config(weights)
-  source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else _canonical(weights, config)
+  source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else canonical(weights, config)
   files = [file for file in source["files"] if all or file["path"].startswith(f"{OWN}/")]
   for file in files:
     if any(place is None and kept is not None for *_, place, kept in file["tensors"]) and not file["retained"]:
@@ -65,10 +65,11 @@ def export(
       _write(path, file, _tensors(weights, file, params))
       if progress:
         progress(file["path"], number + 1, len(files))
-    if all:
-      for name, text in source["documents"].items():
+    for name, text in source["documents"].items():
+      if all or name.startswith(f"{OWN}/"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
+    if all:
       _write_priors(weights, folder)
   return [file["path"] for file in files]
 
@@ -126,29 +127,3 @@ def _write_priors(weights: pathlib.Path, folder: pathlib.Path) -> None:
     if f"{label}/sigma" in stored:
       prior["sigma"] = stored[f"{label}/sigma"][None]
     np.save(folder / "emotion_priors" / f"{label}.npy", np.array(prior, dtype=object), allow_pickle=True)
-
-
-def _canonical(weights: pathlib.Path, config: Mapping) -> dict:
-  """A listing as `convert` makes it, for weights that came from no file: released file names, the table's names."""
-  files, documents = [], {name: _dump(config[key]) for key, name in SETTINGS.items() if config.get(key)}
-  for part in PARTS:
-    if part.network not in config["networks"]:
-      continue
-    table, tensors = TABLES[part.network], []
-    for path, leaf in item_shapes(weights / part.network).items():
-      key = table.key(path)
-      shape = table.rule(key).transform.torch_shape(leaf.shape)
-      tensors.append([key, np.dtype(leaf.dtype).name, shape, path, None])
-    file = {"network": part.network, "wrapper": None, "metadata": {"format": "pt"}, "retained": None}
-    if part.overlay:
-      files.append(file | {"path": f"{OWN}/{part.overlay}{OVERLAY_SUFFIX}", "tensors": tensors})
-      tensors = [tensor for tensor in tensors if not is_adapter(tensor[0])]
-    files.append(file | {"path": f"{part.folder}/{part.written}", "tensors": tensors})
-    if part.config:
-      published = {key: value for key, value in config["networks"][part.network].items() if key != "adapter_scales"}
-      documents[f"{part.folder}/config.json"] = _dump(published)
-  return {"files": files, "documents": documents}
-
-
-def _dump(value) -> str:
-  return json.dumps(value, indent=2) + "\n"

@@ -18,6 +18,7 @@ from dicetalk_jax.conversion.engine import Table
 from dicetalk_jax.conversion.small_networks import (
   AUDIO_ENCODER,
   AUDIO_PROJECTION,
+  EMOTION_EMBEDDER,
   EMOTION_MODEL,
   FRAME_INTERPOLATOR,
   IMAGE_ENCODER,
@@ -29,6 +30,7 @@ from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.audio_encoder import AudioEncoder
 from dicetalk_jax.models.audio_projection import AudioProjection
 from dicetalk_jax.models.emotion_bank import EmotionModel
+from dicetalk_jax.models.emotion_embedder import EmotionEmbedder
 from dicetalk_jax.models.frame_interpolator import FrameInterpolator
 from dicetalk_jax.models.image_encoder import ImageEncoder
 from dicetalk_jax.models.pose_guider import PoseGuider
@@ -44,8 +46,11 @@ TABLES: dict[str, Table] = {
   "pose_guider": POSE_GUIDER,
   "emotion_model": EMOTION_MODEL,
   "frame_interpolator": FRAME_INTERPOLATOR,
+  "emotion_embedder": EMOTION_EMBEDDER,
 }
 NETWORKS = tuple(TABLES)
+# What the authors published, so what every weights folder made of their files holds.
+PUBLISHED = tuple(name for name in NETWORKS if name != "emotion_embedder")
 _CLASSES = {
   "vae": VAE,
   "image_encoder": ImageEncoder,
@@ -54,8 +59,10 @@ _CLASSES = {
   "pose_guider": PoseGuider,
   "emotion_model": EmotionModel,
   "frame_interpolator": FrameInterpolator,
+  "emotion_embedder": EmotionEmbedder,
 }
 _WITH_CONFIG_JSON = ("vae", "image_encoder", "audio_encoder")
+_MAY_BE_ZERO = ("dropout_rate", "fusion_scale")
 
 
 def build(name: str, config: Mapping, dtype=jnp.float32) -> nn.Module:
@@ -90,7 +97,10 @@ def _check_numbers(module: nn.Module) -> None:
       is_number = isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number)
       if int in types and not (is_number and isinstance(number, numbers.Integral) and number > 0):
         raise ValueError(f"{field.name} is {value!r}, wanted whole numbers above 0")
-      if float in types and not (is_number and (several or number > 0)):
+      if field.name in _MAY_BE_ZERO:
+        if not (is_number and number >= 0):
+          raise ValueError(f"{field.name} is {value!r}, wanted a number of at least 0")
+      elif float in types and not (is_number and (several or number > 0)):
         raise ValueError(f"{field.name} is {value!r}, wanted a number above 0")
 
 
@@ -112,12 +122,14 @@ def _network_shapes(name: str, config: str) -> dict:
   # Tracing the U-Net takes seconds.
   config = json.loads(config)
   module = build(name, config)
-  inputs = _example_inputs(name, module, config)
+  inputs = network_inputs(name, config)
   shapes = jax.eval_shape(lambda inputs: module.init(jax.random.key(0), **inputs), inputs)
   return shapes["params"]
 
 
-def _example_inputs(name: str, module: nn.Module, config: Mapping) -> dict:
+def network_inputs(name: str, config: Mapping) -> dict:
+  """Abstract inputs of a network, of the smallest size that runs, by argument. Errors as in `build`."""
+  module = build(name, config)
   if name == "unet":
     return module.example_inputs()
   shape = {
@@ -128,5 +140,12 @@ def _example_inputs(name: str, module: nn.Module, config: Mapping) -> dict:
     "pose_guider": lambda: {"mask": (1, 1, 8, 8, 3)},
     "emotion_model": lambda: {"prior": (1, module.prior_dim)},
     "frame_interpolator": lambda: {"first": (1, 32, 32, 3), "second": (1, 32, 32, 3)},
+    "emotion_embedder": lambda: {
+      "expression": (1, 2, module.expression_features),
+      "expression_mask": (1, 2),
+      "speech": (1, 2, module.speech_features),
+      "speech_mask": (1, 2),
+    },
   }[name]()
-  return {argument: jax.ShapeDtypeStruct(sides, jnp.float32) for argument, sides in shape.items()}
+  dtypes = {"expression_mask": jnp.bool_, "speech_mask": jnp.bool_}
+  return {name: jax.ShapeDtypeStruct(sides, dtypes.get(name, jnp.float32)) for name, sides in shape.items()}

@@ -21,6 +21,8 @@ SETTINGS = {
   "sampler": f"{SVD}/scheduler/scheduler_config.json",
   "image_processor": f"{SVD}/feature_extractor/preprocessor_config.json",
   "audio_processor": f"{WHISPER}/preprocessor_config.json",
+  # How the embedder was trained; not published.
+  "emotion_embedder": f"{OWN}/emotion_embedder_settings.json",
 }
 DOCUMENTS = (*SETTINGS.values(), f"{SVD}/model_index.json", f"{WHISPER}/generation_config.json")
 OVERLAY_SUFFIX = ".pth"
@@ -30,17 +32,22 @@ _FLOATS = ("float16", "bfloat16", "float32")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Where a network is: `folder`/`stems`, its config.json beside it or not; `overlay`: laid over it.
+  """Where a network is: `folder`/`stems`, `config` beside it, if it has such; `overlay`: laid over it.
 
-  written: the file that weights without a source go to.
+  written: the file that weights without a source go to. published: otherwise a release may lack it.
   """
 
   network: str
   folder: str
   stems: tuple[str, ...]
   written: str
-  config: bool = False
+  config: str | None = None
   overlay: str | None = None
+  published: bool = True
+
+  @property
+  def config_path(self) -> str:
+    return f"{self.folder}/{self.config}"
 
   @property
   def suffix(self) -> str:
@@ -49,14 +56,22 @@ class Part:
 
 _DIFFUSERS, _TRANSFORMERS = ("diffusion_pytorch_model",), ("model", "pytorch_model")
 PARTS = (
-  Part("unet", f"{SVD}/unet", _DIFFUSERS, "diffusion_pytorch_model.safetensors", config=True, overlay="unet"),
-  Part("vae", f"{SVD}/vae", _DIFFUSERS, "diffusion_pytorch_model.safetensors", config=True),
-  Part("image_encoder", f"{SVD}/image_encoder", _TRANSFORMERS, "model.safetensors", config=True),
-  Part("audio_encoder", WHISPER, _TRANSFORMERS, "model.safetensors", config=True),
+  Part("unet", f"{SVD}/unet", _DIFFUSERS, "diffusion_pytorch_model.safetensors", config="config.json", overlay="unet"),
+  Part("vae", f"{SVD}/vae", _DIFFUSERS, "diffusion_pytorch_model.safetensors", config="config.json"),
+  Part("image_encoder", f"{SVD}/image_encoder", _TRANSFORMERS, "model.safetensors", config="config.json"),
+  Part("audio_encoder", WHISPER, _TRANSFORMERS, "model.safetensors", config="config.json"),
   Part("audio_projection", OWN, ("audio_linear",), "audio_linear.pth"),
   Part("pose_guider", OWN, ("pose_guider",), "pose_guider.pth"),
   Part("emotion_model", OWN, ("emo_model",), "emo_model.pth"),
   Part("frame_interpolator", "RIFE", ("flownet",), "flownet.pkl"),
+  Part(
+    "emotion_embedder",
+    OWN,
+    ("emotion_embedder",),
+    "emotion_embedder.pth",
+    config="emotion_embedder.json",
+    published=False,
+  ),
 )
 # What each config.json may say; a key beyond these asks for something that our networks do not do.
 _KNOWN_KEYS = {
@@ -68,6 +83,10 @@ _KNOWN_KEYS = {
   "vae": {
     *("in_channels", "out_channels", "down_block_types", "block_out_channels", "layers_per_block", "latent_channels"),
     *("sample_size", "scaling_factor", "force_upcast"),
+  },
+  "emotion_embedder": {
+    *("features", "expression_features", "speech_features", "num_layers", "num_fusion_layers", "num_heads", "mlp"),
+    *("dropout_rate", "fusion_scale", "inputs"),
   },
 }
 _KIND = {
@@ -131,7 +150,8 @@ def open_release(folder: pathlib.Path) -> Release:
     _add_document(release, folder / path)
   check_sampler(release.document(SETTINGS["sampler"]), folder / SETTINGS["sampler"])
   for part in PARTS:
-    release.networks.append(_open_network(release, part))
+    if part.published or _located(release, part.folder, part.stems, part.suffix):
+      release.networks.append(_open_network(release, part))
   return release
 
 
@@ -157,7 +177,7 @@ def _open_network(release: Release, part: Part) -> Network:
   try:
     target = network_shapes(part.network, config)
   except WeightsError as error:
-    described = release.folder / part.folder / "config.json" if part.config else paths
+    described = release.folder / part.config_path if part.config else paths
     raise WeightsError(f"{described}: {error}") from None
   entries = {entry.key: entry for entry in plan(table, shapes, target, paths)}
   tensors = [
@@ -192,13 +212,21 @@ def shards(index: pathlib.Path) -> dict[str, str]:
 
 def _find(release: Release, folder: str, stems: Sequence[str], suffix: str) -> list[int]:
   """Opens the file, or the shards of an index, that hold a network; their numbers in `release.files`."""
-  for name, is_index in candidates(stems, suffix):
-    if (path := release.folder / folder / name).is_file():
-      return _open_shards(release, path) if is_index else [_open(release, path)]
+  if found := _located(release, folder, stems, suffix):
+    path, is_index = found
+    return _open_shards(release, path) if is_index else [_open(release, path)]
   raise WeightsError(
     f"{release.folder} has no {folder}/{stems[0]}{suffix} (nor with .fp16, in shards or with another of the suffixes "
     f"{_SAFETENSORS}, {', '.join(TORCH_SUFFIXES)}); `dicetalk download` fetches the released files."
   )
+
+
+def _located(release: Release, folder: str, stems: Sequence[str], suffix: str) -> tuple[pathlib.Path, bool] | None:
+  """The file of a network and whether it is an index of shards."""
+  for name, is_index in candidates(stems, suffix):
+    if (path := release.folder / folder / name).is_file():
+      return path, is_index
+  return None
 
 
 def _open(release: Release, path: pathlib.Path) -> int:
@@ -240,7 +268,7 @@ def _architecture(release: Release, part: Part, specs: Mapping[str, Spec], sourc
     return specs[key].shape
 
   if part.config:
-    path = release.folder / part.folder / "config.json"
+    path = release.folder / part.config_path
     config = read_json(path)
     _check_config(part.network, config, path)
     _add_document(release, path)
@@ -265,7 +293,7 @@ def _architecture(release: Release, part: Part, specs: Mapping[str, Spec], sourc
 
 
 def _check_config(network: str, config: Mapping, path: pathlib.Path) -> None:
-  key, kind = _KIND[network]
+  key, kind = _KIND.get(network, ("", None))
   if config.get(key, kind) != kind:
     raise WeightsError(f"{path} is of a {config[key]}, wanted {kind}.")
   if network in _KNOWN_KEYS:

@@ -64,6 +64,18 @@ EMOTION_MODEL = Table(
   ),
 )
 
+# Not published: the names are ours, as PyTorch would have them.
+EMOTION_EMBEDDER = Table(
+  "emotion_embedder",
+  (
+    Rule(r"{module:(?:.+\.)?(?:\w+_proj|proj_in|linear\d)}.weight", "{module}/kernel", LINEAR),
+    Rule(r"{module:.+\.norm\d}.weight", "{module}/scale"),
+    Rule("{module}.bias", "{module}/bias"),
+    Rule("{module:audio|visual}.absent", "{module}/absent"),
+    Rule("w_s", "w_s"),
+  ),
+)
+
 POSE_GUIDER = Table(
   "pose_guider",
   (

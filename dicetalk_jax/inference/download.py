@@ -53,7 +53,7 @@ def download(
   own, video, speech = (_Repository(name, token, endpoint, target, progress) for name in (dicetalk, svd, whisper))
   published = {SVD: video, WHISPER: speech}
   with _writing(target):
-    for part in PARTS:
+    for part in (part for part in PARTS if part.published):
       root, _, within = part.folder.partition("/")
       if root in published:
         published[root].fetch(f"{within}/config.json".lstrip("/"), f"{part.folder}/config.json")
@@ -64,7 +64,7 @@ def download(
         own.fetch_network((part.overlay,), OVERLAY_SUFFIX, OWN)
     for path in DOCUMENTS:
       root, _, name = path.partition("/")
-      if name in published[root].names:
+      if root in published and name in published[root].names:
         published[root].fetch(name, path)
     for name in own.names:
       path = pathlib.PurePosixPath(name)

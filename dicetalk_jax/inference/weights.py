@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import types
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from dicetalk_jax.conversion.convert import convert, write_priors
+from dicetalk_jax.conversion.derive import derive
 from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.conversion.networks import NETWORKS, build, network_shapes
 from dicetalk_jax.conversion.released import PRIOR_FOLDERS
@@ -39,7 +41,7 @@ from dicetalk_jax.inference.priors import read_priors
 _SIZES = (
   *("block_out_channels", "num_attention_heads", "cross_attention_dim", "adapter_scales", "latent_channels"),
   *("hidden_size", "num_hidden_layers", "patch_size", "d_model", "encoder_layers", "num_mel_bins"),
-  *("num_tokens", "features", "prior_dim", "num_codes", "num_classes"),
+  *("num_tokens", "features", "prior_dim", "num_codes", "num_classes", "speech_features", "num_layers", "inputs"),
 )
 
 
@@ -128,6 +130,36 @@ class Weights:
       write_json(config | {"emotions": sorted(priors or ())}, unfinished / CONFIG)
     return cls.open(folder)
 
+  def derive(
+    self,
+    folder: str | os.PathLike,
+    networks: Mapping[str, Mapping] = types.MappingProxyType({}),
+    architectures: Mapping[str, Mapping] = types.MappingProxyType({}),
+    priors: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    config: Mapping = types.MappingProxyType({}),
+  ) -> "Weights":
+    """Writes a new folder: these weights with some networks replaced or added, each leaf kept in its own dtype.
+
+    networks: name -> nested parameters on this host. architectures: of those that are added or of other sizes.
+    priors: label -> {'mu': (256,)[, 'sigma': (256,)]} instead of these weights' own; None keeps those. config: other
+    keys of config.json, such as `emotion_embedder`. What is not replaced is shared with this folder on disk, and is
+    exported bit-equal. Raises WeightsError for a network that is unknown, lacks its architecture or does not fit it,
+    OutputError where `folder` cannot be written.
+    """
+    described = self.config["networks"] | {name: dict(sizes) for name, sizes in architectures.items()}
+    for name in {**networks, **architectures}:
+      if name not in NETWORKS:
+        raise WeightsError(f"{name!r} is no network of a weights folder; those are {', '.join(NETWORKS)}.")
+      if name not in described:
+        raise WeightsError(f"{self.folder} has no {name}, so a new one needs its architecture, and none was given.")
+      if name not in networks and name not in self.config["networks"]:
+        raise WeightsError(f"The architecture of a new {name} was given without its parameters.")
+      stored = flatten(networks[name]) if name in networks else item_shapes(self.folder / name)
+      _check_fit(name, described[name], stored, f"The new {name}", "its architecture")
+    new = self.config | dict(config) | {"format": FORMAT, "version": VERSION, "networks": described}
+    derive(self.folder, folder, self.config, new, networks, priors)
+    return Weights.open(folder)
+
   def module(self, network: str, dtype=jnp.float32) -> nn.Module:
     """The Flax module of a network, computing in `dtype`."""
     return build(network, self._architecture(network), dtype)
@@ -178,16 +210,9 @@ class Weights:
 
   def _shapes(self, network: str) -> dict:
     """{'a/b': anything with shape and dtype} as stored, which must be what the architecture wants."""
-    wanted = flatten(network_shapes(network, self._architecture(network)))
-    stored = item_shapes(self.folder / network)
-    for path in sorted(wanted.keys() | stored.keys()):
-      found, right = (tuple(leaves[path].shape) if path in leaves else None for leaves in (stored, wanted))
-      if found != right:
-        found, right = found if path in stored else "missing", right if path in wanted else "none of that name"
-        raise WeightsError(
-          f"{self.folder / network} does not fit {self.folder / CONFIG}: '{path}' is {found}, wanted {right}; convert "
-          "or copy the weights again."
-        )
+    architecture, stored = self._architecture(network), item_shapes(self.folder / network)
+    item, config, hint = self.folder / network, self.folder / CONFIG, "; convert or copy the weights again"
+    _check_fit(network, architecture, stored, str(item), str(config), hint)
     return stored
 
   def _architecture(self, network: str) -> dict:
@@ -217,6 +242,16 @@ def convert_release(
   priors = read_priors(priors_folder) if priors_folder is not None else None
   convert(source, weights, priors, slim, progress)
   return Weights.open(weights)
+
+
+def _check_fit(network: str, architecture: Mapping, stored: Mapping, item: str, config: str, hint: str = "") -> None:
+  """WeightsError where the leaves `stored` are not those of the architecture."""
+  wanted = flatten(network_shapes(network, architecture))
+  for path in sorted(wanted.keys() | stored.keys()):
+    found, right = (tuple(leaves[path].shape) if path in leaves else None for leaves in (stored, wanted))
+    if found != right:
+      found, right = found if path in stored else "missing", right if path in wanted else "none of that name"
+      raise WeightsError(f"{item} does not fit {config}: '{path}' is {found}, wanted {right}{hint}.")
 
 
 def _short(value) -> str:
