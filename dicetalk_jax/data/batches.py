@@ -171,7 +171,7 @@ class _Kept:
 
 class _EmbedderSource:
   def __init__(self, data, config, split, seed, process_index, process_count, training, memory_gb):
-    _check_seed(seed)
+    check_seed(seed)
     if config.clips < 2 or config.frames < 1:
       raise InputError(f"{config.clips} clips of {config.frames} frames make no pair; give at least 2 clips of 1 frame")
     if not (0 <= config.speed < 1 and config.jitter >= 0):
@@ -196,7 +196,7 @@ class _EmbedderSource:
       )
     if not self.groups:
       raise InputError(f"{where} has no two clips of one person and emotion, or of one video, in '{split}'")
-    self.fingerprint = _fingerprint("embedder", config, split, seed, training, index)
+    self.fingerprint = fingerprint_of("embedder", config, split, seed, training, index)
 
   def __len__(self):
     return ENDLESS if self._training else math.ceil(len(self.groups) / self._config.groups)
@@ -234,7 +234,7 @@ class _EmbedderSource:
 
 class _DiffusionSource:
   def __init__(self, emotional, regular, config, split, seed, process_index, process_count, training):
-    _check_seed(seed)
+    check_seed(seed)
     if min(config.frames, config.stride, config.positions, config.prior_frames) < 1:
       raise InputError("frames, stride, positions and prior_frames must be at least 1")
     if not (0 <= config.mask_scale < 1 and config.mask_shift >= 0):
@@ -271,7 +271,7 @@ class _DiffusionSource:
       raise InputError(f"{folders} has pictures of {shown} pixels, which make no batch; encode all at one size")
     self.clips = index.clip
     self.identities, self._identity = np.unique(index.identity, return_inverse=True)
-    self.fingerprint = _fingerprint("diffusion", config, split, seed, training, index)
+    self.fingerprint = fingerprint_of("diffusion", config, split, seed, training, index)
     self.fingerprint["data"]["emotional"] = len(first.index)
 
   def __len__(self):
@@ -345,12 +345,12 @@ def _span(frames: int, speed: float) -> int:
   return math.ceil(speed * (frames - 1)) + 1
 
 
-def _check_seed(seed):
+def check_seed(seed):
   if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
     raise InputError(f"seed {seed} cannot be used; give a whole number of at least 0")
 
 
-def _fingerprint(kind, config, split, seed, training, index: Index) -> dict:
+def fingerprint_of(kind, config, split, seed, training, index: Index) -> dict:
   """What decides the batches, as JSON."""
   digest = hashlib.sha256()
   for clip, frames, emotion in zip(index.clip, index.num_frames, index.emotion, strict=True):
