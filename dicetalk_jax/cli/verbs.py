@@ -10,6 +10,7 @@ from dicetalk_jax.cli.data import Data
 from dicetalk_jax.cli.generate import Generate
 from dicetalk_jax.cli.release import Convert, Download, Export, Info
 from dicetalk_jax.cli.terminal import console, use_fast_convolutions
+from dicetalk_jax.cli.train import Train, spelt_out
 from dicetalk_jax.config import GenerationConfig, load_preset
 from dicetalk_jax.errors import DiceTalkError
 
@@ -19,6 +20,7 @@ _VERBS = {
   "export": Export,
   "generate": Generate,
   "data": Data,
+  "train": Train,
   "info": Info,
 }
 
@@ -41,6 +43,7 @@ def run(arguments: list[str]) -> int:
   if arguments == ["--version"]:
     print(importlib.metadata.version("dicetalk-jax"))
     return 0
+  arguments = spelt_out(arguments)
   try:
     command = tyro.cli(
       _commands(arguments), prog="dicetalk", description="Emotional talking portraits in JAX.", args=arguments
@@ -54,7 +57,8 @@ def run(arguments: list[str]) -> int:
   except (MemoryError, RuntimeError) as error:
     if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return _fail("the device has too little memory for this; try a smaller --size, --window or --decode-chunk")
+    smaller = "batches.batch, or remat" if arguments[0] == "train" else "--size, --window or --decode-chunk"
+    return _fail(f"the device has too little memory for this; try a smaller {smaller}")
   return 0
 
 

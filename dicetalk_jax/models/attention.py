@@ -28,8 +28,9 @@ def attention(query, key, value, implementation=None):
 
 
 def _backend() -> str:
-  """The platform; "gpu" only where cuDNN's flash attention exists: NVIDIA, Ampere or newer."""
-  device = jax.devices()[0]
+  """The platform of the default device; "gpu" only where cuDNN's flash attention exists: NVIDIA, Ampere or newer."""
+  device = jax.config.jax_default_device
+  device = device if isinstance(device, jax.Device) else jax.devices(device)[0]
   if device.platform != "gpu":
     return device.platform
   nvidia = "cuda" in device.client.platform_version

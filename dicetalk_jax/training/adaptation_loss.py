@@ -3,7 +3,6 @@
 L = L_denoising + λ L_cls + L_vq, with every condition dropped now and then, so that guidance has what it subtracts.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,40 +11,12 @@ import jax.numpy as jnp
 
 from dicetalk_jax.data.records import EMOTIONS, LEVELS
 from dicetalk_jax.diffusion.edm import precondition
-from dicetalk_jax.diffusion.losses import SIGMA_MEAN, SIGMA_STD, denoising_loss, draw_sigma, emotion_loss
+from dicetalk_jax.diffusion.losses import denoising_loss, draw_sigma, emotion_loss
 from dicetalk_jax.inference.denoising import ADDED_TIME_IDS
+from dicetalk_jax.training.config import ObjectiveConfig
 
 # The release scales the face's box about its centre.
 _MASK_SCALE = 1.1
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-  """What Eq. 15 is made of, and how often a condition is dropped (§4.1). Drops exclude each other."""
-
-  drop_audio: float = 0.05
-  """Share of samples whose speech is dropped."""
-
-  drop_image: float = 0.05
-  """Share of samples whose portrait is dropped."""
-
-  drop_emotion: float = 0.05
-  """Share of samples whose emotion is dropped."""
-
-  drop_all: float = 0.05
-  """Share of samples of which everything is dropped."""
-
-  emotion_weight: float = 0.1
-  """λ of Eq. 15; the paper does not say its value. 0 is the ablation without L_cls."""
-
-  sample_prior: bool = True
-  """s is drawn from the embedder's Gaussian (Eq. 6); without, it is the mean, the ablation of the emotion prior."""
-
-  sigma_mean: float = SIGMA_MEAN
-  """Of ln σ."""
-
-  sigma_std: float = SIGMA_STD
-  """Of ln σ."""
 
 
 class Networks(NamedTuple):

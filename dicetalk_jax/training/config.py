@@ -1,9 +1,11 @@
 """Every knob of training once, as frozen dataclasses; presets in configs/ fill them, `--set a.b=value` changes one."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
-from dicetalk_jax.data.batches import EmbedderBatchConfig
+from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.diffusion.losses import SIGMA_MEAN, SIGMA_STD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,12 @@ class EmbedderModelConfig:
 class EmbedderConfig:
   """Stage 1: the disentangled emotion embedder (§3.1)."""
 
+  out: str = "runs/embedder"
+  """Folder of the run: checkpoints, log, and the weights folder that it ends with."""
+
+  weights: str = ""
+  """Weights folder that the data was encoded with; the run ends with a copy that has the embedder. None: it alone."""
+
   data: tuple[str, ...] = ()
   """Encoded folders, as `dicetalk data encode` leaves them."""
 
@@ -132,6 +140,126 @@ class EmbedderConfig:
 
   validation_split: str = "test"
   """Of the data: people that are not in training."""
+
+  workers: int = 0
+  """Processes that read data; 0: threads of this one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """What Eq. 15 is made of, and how often a condition is dropped (§4.1). Drops exclude each other."""
+
+  drop_audio: float = 0.05
+  """Share of samples whose speech is dropped."""
+
+  drop_image: float = 0.05
+  """Share of samples whose portrait is dropped."""
+
+  drop_emotion: float = 0.05
+  """Share of samples whose emotion is dropped."""
+
+  drop_all: float = 0.05
+  """Share of samples of which everything is dropped."""
+
+  emotion_weight: float = 0.1
+  """λ of Eq. 15; the paper does not say its value. 0 is the ablation without L_cls."""
+
+  sample_prior: bool = True
+  """s is drawn from the embedder's Gaussian (Eq. 6); without, it is the mean, the ablation of the emotion prior."""
+
+  sigma_mean: float = SIGMA_MEAN
+  """Of ln σ."""
+
+  sigma_std: float = SIGMA_STD
+  """Of ln σ."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesConfig:
+  """Clips of held-out people that are generated at each validation, to look at."""
+
+  clips: int = 2
+  """How many; 0: none."""
+
+  steps: int = 10
+  """Denoising steps."""
+
+  identity_scale: float = 3.0
+  """Guidance towards the portrait."""
+
+  emotion_scale: float = 6.0
+  """Guidance towards speech and emotion."""
+
+  bank: Literal["all", "nearest"] = "all"
+  """What of the emotion bank is attended to."""
+
+
+_OWN = (r"^audio_projection/", r"^emotion_model/", r"^pose_guider/")
+# What may train, by name: regular expressions of "network/path".
+TRAINABLE = {
+  "adapters": (r"^unet/.*/attn2/to_[kv]_ip_\d+/", *_OWN),
+  "attention": (r"^unet/.*attentions_\d+/", *_OWN),
+  "all": (r"^unet/", *_OWN),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptationConfig:
+  """Stage 2: the compositional adaptation of the diffusion model (§3.3, §4.1)."""
+
+  out: str = "runs/adaptation"
+  """Folder of the run: checkpoints, log, samples, and the weights folder that it ends with."""
+
+  weights: str = "weights"
+  """Weights folder to begin with, that the data was encoded with; it has the emotion embedder."""
+
+  networks: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+  """Architectures of networks that the weights do not have, which then begin untrained."""
+
+  emotional: tuple[str, ...] = ()
+  """Encoded folders of clips whose emotions are known."""
+
+  regular: tuple[str, ...] = ()
+  """Encoded folders of other clips; half of each batch is of these (§4.1)."""
+
+  size: int = 512
+  """Height and width of the clips, in pixels."""
+
+  trainable: tuple[str, ...] = ("adapters",)
+  """What trains: adapters, attention or all, or regular expressions of parameter paths (unet/…, emotion_model/…)."""
+
+  conditioning: Literal["bank", "prior", "learnable"] = "bank"
+  """How the prior becomes E_s: the paper's bank, or the prior alone, or learnt queries that look at it."""
+
+  objective: ObjectiveConfig = ObjectiveConfig()
+  """Eq. 15: weights, drops, noise levels; its other ablations."""
+
+  batches: DiffusionBatchConfig = dataclasses.field(default_factory=DiffusionBatchConfig)
+  """Clips in a batch, their frames, augmentation."""
+
+  optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, warmup_steps=500)
+  """Adam, learning rate, clipping, accumulation, moving average."""
+
+  loop: LoopConfig = LoopConfig()
+  """Steps, and what is written when."""
+
+  samples: SamplesConfig = SamplesConfig()
+  """Clips to look at."""
+
+  dtype: Literal["bfloat16", "float32"] | None = None
+  """What the networks compute in, and what the frozen U-Net is kept in; none: bfloat16, float32 on a CPU."""
+
+  remat: bool = True
+  """Compute each block's inside anew in the backward pass: a third more arithmetic for a small part of the memory."""
+
+  remat_policy: str | None = None
+  """What is kept all the same, of jax.checkpoint_policies: dots_with_no_batch_dims_saveable, … ; none: nothing."""
+
+  validation_split: str = "test"
+  """Of the data: people that are not in training."""
+
+  validation_batches: int = 8
+  """The loss is validated on so many batches."""
 
   workers: int = 0
   """Processes that read data; 0: threads of this one."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -12,16 +13,22 @@ import numpy as np
 from dicetalk_jax.data.batches import embedder_batches
 from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.models.emotion_embedder import EmotionEmbedder
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.clustering import centroid_accuracy, clustering_strength
 from dicetalk_jax.training.config import EmbedderConfig
-from dicetalk_jax.training.loop import Outcome, Work, train
+from dicetalk_jax.training.costs import count_flops, peak_flops
+from dicetalk_jax.training.loop import Outcome, Status, Work, train
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.training.step import LossFn, make_step
 
-_TAKEN = ("expression", "expression_mask", "speech", "speech_mask")
+
+def embedder_inputs(batch: Mapping) -> list:
+  """What of a batch the embedder takes, in its order."""
+  return [batch[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
 
 
 def drop_modalities(key, expression_mask, speech_mask, drop_video, drop_audio):
@@ -73,7 +80,7 @@ def embed(model: EmotionEmbedder, params: Mapping, batches: Iterable[dict]) -> d
   """
   found = []
   for batch in batches:
-    prior = _apply(model, params, *(batch[name] for name in _TAKEN))
+    prior = _apply(model, params, *embedder_inputs(batch))
     usable = batch["valid"] & has_input(model.inputs, batch["expression_mask"], batch["speech_mask"])
     row = {"mu": np.asarray(prior.mu)} | {
       name: batch[name] for name in ("group", "identity", "emotion", "level", "clip")
@@ -103,25 +110,30 @@ def embedder_model(config: EmbedderConfig, batch: Mapping[str, np.ndarray]) -> E
 
 def train_embedder(
   config: EmbedderConfig,
-  folder: str | os.PathLike,
+  folder: str | os.PathLike | None = None,
   report: Callable[[int, dict[str, float]], None] | None = None,
   progress: Callable[[str, int, int], None] | None = None,
   warn: Callable[[str], None] = show,
+  validated: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> tuple[EmotionEmbedder, Outcome]:
-  """Trains the embedder in `folder`, or goes on where an earlier run of it ended; see `loop.train`.
+  """Trains the embedder in `folder`, by default `config.out`, or goes on where an earlier run ended; see `loop.train`.
 
+  A run that has finished leaves `folder`/weights: a copy of `config.weights` that has the embedder, or it alone.
   Parameters for use are `outcome.state.averaged()`. Validation is by `separation` of people of the validation split,
-  where the data has one. Raises what `loop.train` and `embedder_batches` raise, and InputError for probabilities and
-  a temperature that are none.
+  where the data has one; validated(step, scalars) is called after it. Raises WeightsError for weights that are none,
+  what `loop.train` and `embedder_batches` raise, and InputError for probabilities and a temperature that are none.
   """
   _check(config)
+  folder = pathlib.Path(folder or config.out).expanduser()
+  weights = Weights.open(config.weights) if config.weights else None
   loop, optimizer_config = config.loop, config.optimizer
   options = dict(config=config.batches, seed=loop.seed)
   with embedder_batches(list(config.data), workers=config.workers, **options) as batches:
     example = batches.source[0]
     model = embedder_model(config, example)
+    _check_weights(weights, model)
     init_key, key = jax.random.split(jax.random.key(loop.seed))
-    params = jax.jit(model.init)(init_key, *(example[name] for name in _TAKEN))["params"]
+    params = jax.jit(model.init)(init_key, *embedder_inputs(example))["params"]
     optimizer = make_optimizer(optimizer_config, loop.steps)
     state = TrainState.create(params, optimizer, key, ema=optimizer_config.ema_decay > 0)
     step_fn = make_step(
@@ -139,16 +151,35 @@ def train_embedder(
       loop,
       folder,
       accumulate=optimizer_config.accumulate,
-      validate=_validation(config, model, options, warn),
-      work=Work(frames=rows * config.batches.frames),
+      validate=_validation(config, model, options, warn, validated),
+      work=_work(config, model, state, example, rows),
       report=report,
       progress=progress,
       warn=warn,
     )
+  if outcome.status == Status.FINISHED:
+    params = jax.device_get(outcome.state.averaged())
+    of_clips = {"emotion_embedder": {"frames": config.batches.frames}}
+    write_result(
+      folder / "weights", weights, {"emotion_embedder": params}, {"emotion_embedder": architecture(model)}, of_clips
+    )
   return model, outcome
 
 
-def _validation(config, model, options, warn):
+def architecture(model: EmotionEmbedder) -> dict:
+  """The module as a weights folder's config.json has it."""
+  names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name", "dtype")]
+  return {name: getattr(model, name) for name in names}
+
+
+def _work(config, model, state, example, rows) -> Work:
+  loss_fn = embedder_loss(model, config.temperature, config.drop_video, config.drop_audio)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  flops = count_flops(jax.grad(lambda *of: loss_fn(*of)[0]), state.params, example, key)
+  return Work(rows * config.batches.frames, config.optimizer.accumulate * flops.total, peak_flops(jnp.float32))
+
+
+def _validation(config, model, options, warn, validated):
   try:
     held_out = embedder_batches(list(config.data), split=config.validation_split, training=False, **options)
   except InputError as error:
@@ -157,9 +188,23 @@ def _validation(config, model, options, warn):
 
   def validate(state, log):
     with held_out:
-      return separation(embed(model, state.averaged(), held_out))
+      scalars = separation(embed(model, state.averaged(), held_out))
+    if validated:
+      validated(int(state.step), scalars)
+    return scalars
 
   return validate
+
+
+def _check_weights(weights: Weights | None, model: EmotionEmbedder) -> None:
+  if weights is None or "audio_encoder" not in weights.config["networks"]:
+    return
+  made = weights.config["networks"]["audio_encoder"]["d_model"]
+  if made != model.speech_features:
+    raise InputError(
+      f"the data has Whisper states of {model.speech_features} values and the weights in {weights.folder} make {made}; "
+      "give the weights that the data was encoded with"
+    )
 
 
 def _check(config: EmbedderConfig) -> None:

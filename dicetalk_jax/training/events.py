@@ -20,7 +20,7 @@ class EventLog:
   """
 
   def __init__(self, folder: str | os.PathLike, first_step: int, warn: Callable[[str], None]):
-    self._folder, self._step, self._warn = pathlib.Path(folder), first_step, warn
+    self._folder, self._step, self.warn = pathlib.Path(folder), first_step, warn
     self._writer, self._warned = None, False
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -39,7 +39,7 @@ class EventLog:
       # Half an event makes the rest of a file unreadable: the next one goes to a new file.
       self._drop()
       if not self._warned:
-        self._warn(f"{self._folder}: the log could not be written ({error.strerror}); training goes on without it.")
+        self.warn(f"{self._folder}: the log could not be written ({error.strerror}); training goes on without it.")
         self._warned = True
 
   def close(self) -> None:

@@ -24,6 +24,8 @@ def make_step(
 ) -> Step:
   """step(state, batch) -> state, metrics; the state that is given is given away, but for its frozen leaves.
 
+  step.lower(state, batch), of arrays or shapes, is `jax.stages.Lowered`, to look at and to compile ahead.
+
   loss_fn(params, batch, key) -> loss (), {name: ()}; params nested, what is frozen among them. accumulate > 1: each
   array of the batch has so many parts in front, (accumulate, b, ...), and their gradients are averaged. Where loss or
   gradients are not finite, parameters, optimizer and average stay as they were, and the step is counted as skipped.
@@ -91,4 +93,5 @@ def make_step(
     moved, metrics = advance(state.replace(frozen=None), state.frozen, batch)
     return moved.replace(frozen=state.frozen), metrics
 
+  step.lower = lambda state, batch: advance.lower(state.replace(frozen=None), state.frozen, batch)
   return step

@@ -1,0 +1,134 @@
+"""The verbs `train embedder`, `train adaptation`, and those of networks that a release would bring."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import tyro
+
+from dicetalk_jax.cli.terminal import console, progress_bars
+from dicetalk_jax.config import load_preset
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+  """Shared by all stages."""
+
+  config: pathlib.Path
+  """Preset, a Python file such as those in configs/."""
+
+  set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="A.B=VALUE")] = ()
+  """Change one setting of the preset, such as optimizer.learning_rate=1e-4; as often as wanted."""
+
+  out: pathlib.Path | None = None
+  """Folder of the run: new, or one to go on with; default: the preset's."""
+
+  dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+  """Print parameters, memory and operations by group, and end."""
+
+  def run(self):
+    kind, train, costs = self._stage()
+    config = self._config(kind)
+    if self.dry_run:
+      print(costs(config))
+      return
+    _run(train, config)
+
+  def _config(self, kind):
+    from dicetalk_jax.training.overrides import override
+
+    config = override(load_preset(self.config, kind), self.set)
+    return dataclasses.replace(config, out=str(self.out)) if self.out else config
+
+  def _stage(self) -> tuple[type, Callable, Callable]:
+    """(its configuration, what trains it, what tells its costs)."""
+    raise NotImplementedError
+
+
+def _run(train: Callable[..., tuple[Any, Any]], config) -> None:
+  from dicetalk_jax.training.loop import Status
+
+  every = config.loop.log_every
+
+  with progress_bars() as progress:
+
+    def report(step, metrics):
+      if step == 1 or step % every == 0:
+        shown = ("loss", "denoising", "emotion", "vq", "accuracy", "grad_norm", "skipped")
+        _tell(f"step {step}", {name: metrics[name] for name in shown if name in metrics})
+
+    def validated(step, scalars):
+      _tell(f"step {step}, held out", scalars)
+
+    def warn(message):
+      console.print(message, soft_wrap=True, markup=False)
+
+    _, outcome = train(config, report=report, progress=progress, warn=warn, validated=validated)
+  if outcome.status == Status.FINISHED:
+    print(f"{config.out}: finished after {outcome.step} steps; weights: {pathlib.Path(config.out) / 'weights'}")
+  else:
+    print(f"{config.out}: stopped after step {outcome.step}, and saved; the same command goes on from there")
+
+
+def _tell(what: str, values) -> None:
+  text = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+  console.print(f"{what}: {text}", soft_wrap=True, markup=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder(_Training):
+  """Train the emotion embedder on encoded sets (stage 1). Goes on where it was stopped.
+
+  Example: dicetalk train embedder --config configs/embedder.py --set loop.steps=20000
+  """
+
+  def _stage(self):
+    from dicetalk_jax.training.config import EmbedderConfig
+    from dicetalk_jax.training.dry_run import embedder_costs
+    from dicetalk_jax.training.embedder import train_embedder
+
+    return EmbedderConfig, train_embedder, embedder_costs
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation(_Training):
+  """Adapt the diffusion model to speech and emotion on encoded sets (stage 2). Goes on where it was stopped.
+
+  Example: dicetalk train adaptation --config configs/adaptation_512.py --set batches.batch=4
+  """
+
+  def _stage(self):
+    from dicetalk_jax.training.adaptation import train_adaptation
+    from dicetalk_jax.training.config import AdaptationConfig
+    from dicetalk_jax.training.dry_run import adaptation_costs
+
+    return AdaptationConfig, train_adaptation, adaptation_costs
+
+
+def _subcommand(name, verb):
+  return Annotated[verb, tyro.conf.subcommand(name=name)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Train the emotion embedder, or the diffusion model; Ctrl-C saves, and the same command goes on.
+
+  Example: dicetalk train embedder --config configs/embedder.py
+  """
+
+  stage: tyro.conf.OmitSubcommandPrefixes[_subcommand("embedder", Embedder) | _subcommand("adaptation", Adaptation)]
+
+  def run(self):
+    self.stage.run()
+
+
+def spelt_out(arguments: list[str]) -> list[str]:
+  """The command line with `--set` before each of several settings that follow one."""
+  spelt, setting = [], False
+  for argument in arguments:
+    setting = argument == "--set" or (setting and "=" in argument and not argument.startswith("-"))
+    if setting and argument != "--set" and spelt[-1] != "--set":
+      spelt.append("--set")
+    spelt.append(argument)
+  return spelt

@@ -1,0 +1,99 @@
+"""Architectures as a weights folder's config.json has them: the published sizes, and sizes for small models."""
+
+from collections.abc import Sequence
+
+# Of the release, and of the parts by others that it is made of.
+RELEASED = {
+  "unet": {
+    "in_channels": 8,
+    "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlockSpatioTemporal"] * 3 + ["DownBlockSpatioTemporal"],
+    "up_block_types": ["UpBlockSpatioTemporal"] + ["CrossAttnUpBlockSpatioTemporal"] * 3,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 768,
+    "layers_per_block": 2,
+    "cross_attention_dim": 1024,
+    "transformer_layers_per_block": 1,
+    "num_attention_heads": [5, 10, 20, 20],
+    "adapter_scales": [1.0, 1.0],
+  },
+  "vae": {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+  },
+  "audio_projection": {"hidden": 1024, "num_tokens": 32, "features": 1024, "window": 10, "states": 5, "d_model": 384},
+  "pose_guider": {"features": 320, "block_features": [16, 32, 96, 256]},
+  "emotion_model": {
+    "hidden": 1024,
+    "num_tokens": 32,
+    "features": 1024,
+    "prior_dim": 256,
+    "num_codes": 64,
+    "num_heads": 8,
+    "mid_features": 1280,
+    "num_classes": 22,
+  },
+  # Not published: the paper's, where it says something.
+  "emotion_embedder": {
+    "features": 256,
+    "expression_features": 64,
+    "speech_features": 384,
+    "num_layers": 3,
+    "num_fusion_layers": 3,
+    "num_heads": 8,
+    "mlp": 1024,
+    "dropout_rate": 0.1,
+    "fusion_scale": 1.0,
+    "inputs": "both",
+  },
+}
+
+
+def small_unet(channels: Sequence[int] = (32, 64, 64), layers: int = 1, width: int = 64, head: int = 16) -> dict:
+  """A U-Net of the same blocks: attention at all levels but the lowest, `head` features a head, tokens of `width`."""
+  levels = len(channels)
+  return RELEASED["unet"] | {
+    "down_block_types": ["CrossAttnDownBlockSpatioTemporal"] * (levels - 1) + ["DownBlockSpatioTemporal"],
+    "up_block_types": ["UpBlockSpatioTemporal"] + ["CrossAttnUpBlockSpatioTemporal"] * (levels - 1),
+    "block_out_channels": list(channels),
+    "addition_time_embed_dim": channels[0],
+    "projection_class_embeddings_input_dim": 3 * channels[0],
+    "layers_per_block": layers,
+    "cross_attention_dim": width,
+    "num_attention_heads": [features // head for features in channels],
+  }
+
+
+def small_conditioning(
+  features: int,
+  mid_features: int,
+  width: int = 64,
+  tokens: int = 8,
+  codes: int = 32,
+  states: int = 3,
+  d_model: int = 64,
+  pose_features: Sequence[int] = (8, 16, 32),
+) -> dict:
+  """What goes with `small_unet`: speech projection, emotion model and pose guider.
+
+  features, mid_features: the U-Net's first and last channels. states, d_model: of the audio encoder. pose_features: one
+  more than the VAE halves the size.
+  """
+  hidden = 2 * width
+  return {
+    "audio_projection": {
+      **{"hidden": hidden, "num_tokens": tokens, "features": width},
+      **{"window": 10, "states": states, "d_model": d_model},
+    },
+    "pose_guider": {"features": features, "block_features": list(pose_features)},
+    "emotion_model": {
+      **{"hidden": hidden, "num_tokens": tokens, "features": width, "prior_dim": 256, "num_codes": codes},
+      **{"num_heads": 4, "mid_features": mid_features, "num_classes": 22},
+    },
+  }

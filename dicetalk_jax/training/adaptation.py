@@ -1,0 +1,162 @@
+"""Stage 2: the compositional adaptation of the diffusion model to speech and emotion (§3.3, §4.1, Eq. 14-17)."""
+
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dicetalk_jax.data.batches import diffusion_batches
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.training.adaptation_loss import ObjectiveConfig, objective
+from dicetalk_jax.training.checkpoints import show
+from dicetalk_jax.training.config import AdaptationConfig
+from dicetalk_jax.training.costs import peak_flops, training_flops
+from dicetalk_jax.training.loop import Outcome, Status, Work, train
+from dicetalk_jax.training.networks import LEARNING, Setup, check_batch, load_params, set_up, trainable_patterns
+from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.result import write_result
+from dicetalk_jax.training.samples import SampleWriter, prior_means
+from dicetalk_jax.training.state import TrainState
+from dicetalk_jax.training.step import LossFn, make_step
+
+# Batches from which the codes of a new emotion bank begin.
+_BANK_BATCHES = 64
+
+
+def train_adaptation(
+  config: AdaptationConfig,
+  folder: str | os.PathLike | None = None,
+  report: Callable[[int, dict[str, float]], None] | None = None,
+  progress: Callable[[str, int, int], None] | None = None,
+  warn: Callable[[str], None] = show,
+  validated: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> tuple[Setup, Outcome]:
+  """Trains in `folder`, by default `config.out`, or goes on where an earlier run of it ended; see `loop.train`.
+
+  A run that has finished leaves `folder`/weights: a weights folder with the average of what trained in the place of
+  what it was, and everything else as it was. validated(step, scalars) is called after each validation. Raises what
+  `loop.train`, `diffusion_batches` and `set_up` raise.
+  """
+  folder = pathlib.Path(folder or config.out).expanduser()
+  setup = set_up(config)
+  loop, optimizer_config = config.loop, config.optimizer
+  options = dict(emotional=config.emotional, regular=config.regular, config=config.batches, seed=loop.seed)
+  with diffusion_batches(workers=config.workers, **options) as batches:
+    example = batches.source[0]
+    check_batch(setup, example, config)
+    optimizer = make_optimizer(optimizer_config, loop.steps)
+    state = initial_state(setup, config, optimizer, batches.source)
+    loss_fn = adaptation_loss(setup, config.objective)
+    step_fn = make_step(
+      loss_fn,
+      optimizer,
+      make_schedule(optimizer_config, loop.steps),
+      optimizer_config.ema_decay,
+      optimizer_config.accumulate,
+    )
+    outcome = train(
+      state,
+      step_fn,
+      batches,
+      loop,
+      folder,
+      accumulate=optimizer_config.accumulate,
+      validate=_validation(setup, config, options, folder, warn, validated),
+      work=_work(setup, config, state, example),
+      report=report,
+      progress=progress,
+      warn=warn,
+    )
+  if outcome.status == Status.FINISHED:
+    save_weights(setup, outcome.state.averaged(), folder / "weights")
+  return setup, outcome
+
+
+def adaptation_loss(setup: Setup, config: ObjectiveConfig, training: bool = True) -> LossFn:
+  """`objective` for `make_step`: loss_fn(params, batch, key) -> (loss, metrics)."""
+
+  def loss_fn(params, batch, key):
+    return objective(
+      setup.modules, config, setup.scaling_factor, params, batch, key, training, downscale=setup.downscale
+    )
+
+  return loss_fn
+
+
+def initial_state(setup: Setup, config: AdaptationConfig, optimizer, source=None) -> TrainState:
+  """The state before the first step: what trains in float32, the frozen U-Net in `setup.dtype`.
+
+  source: of the batches; the codes of a new emotion bank begin at priors of its clips, so that none lies where no
+  prior ever comes.
+  """
+  params = load_params(setup, config.loop.seed)
+  if "emotion_model" in setup.missing and config.conditioning == "bank" and source is not None:
+    params["emotion_model"] = with_codes_of(setup, params, source)
+  key = jax.random.fold_in(jax.random.key(config.loop.seed), 1)
+  patterns = trainable_patterns(config)
+  state = TrainState.create(params, optimizer, key, patterns, ema=config.optimizer.ema_decay > 0)
+  unet = jax.tree.map(lambda leaf: leaf.astype(setup.dtype), state.frozen.get("unet", {}))
+  return state.replace(frozen=state.frozen | ({"unet": unet} if unet else {}))
+
+
+def with_codes_of(setup: Setup, params: Mapping, source) -> dict:
+  """The emotion model's parameters with codes where priors of the data are projected to (Eq. 9)."""
+  emotion_model = params["emotion_model"]
+  codes = emotion_model["codebook"]["codebook"]["embedding"]
+  priors = []
+  for i in range(_BANK_BATCHES):
+    priors.append(prior_means(setup.modules, params, source[i]))
+    if sum(map(len, priors)) >= len(codes):
+      break
+  fc = emotion_model["codebook"]["fc"]
+  z = np.concatenate(priors)[: len(codes)] @ fc["kernel"] + fc["bias"]
+  # Where there are fewer clips than codes they are gone through again, a little apart.
+  spread = 0.1 * z.std() * jax.random.normal(jax.random.key(0), codes.shape)
+  codes = jnp.resize(z, codes.shape) + jnp.where(jnp.arange(len(codes))[:, None] < len(z), 0, spread)
+  return emotion_model | {"codebook": emotion_model["codebook"] | {"codebook": {"embedding": codes}}}
+
+
+def save_weights(setup: Setup, params: Mapping, folder: str | os.PathLike) -> None:
+  """Writes the weights folder of a run: `params` in the place of what the networks were, in their own dtypes."""
+  networks = {name: jax.device_get(params[name]) for name in LEARNING}
+  write_result(folder, setup.weights, networks, {name: setup.architectures[name] for name in LEARNING})
+
+
+def _work(setup, config, state, example) -> Work:
+  b, f = example["latents_mean"].shape[:2]
+  accumulate = config.optimizer.accumulate
+  flops = training_flops(setup, config.objective, state.params, state.frozen, example)
+  return Work(accumulate * b * f, accumulate * flops.total, peak_flops(setup.dtype))
+
+
+def _validation(setup, config, options, folder, warn, validated):
+  try:
+    held_out = diffusion_batches(split=config.validation_split, training=False, **options)
+  except InputError as error:
+    warn(f"Training goes on without validation: {error}.")
+    return None
+  # Nothing is dropped, so that two validations differ by what was learnt alone.
+  loss_fn = adaptation_loss(setup, config.objective, training=False)
+  evaluate = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1])
+  samples = SampleWriter(setup, config.samples, folder / "samples") if config.samples.clips else None
+
+  def validate(state, log):
+    params, found = state.averaged(), []
+    with held_out:
+      batches = list(itertools.islice(held_out, config.validation_batches))
+    for i, batch in enumerate(batches):
+      metrics = evaluate(params, batch, jax.random.fold_in(jax.random.key(0), i))
+      found.append((batch["valid"].sum(), jax.device_get(metrics)))
+    weight = sum(count for count, _ in found)
+    scalars = {name: float(sum(count * m[name] for count, m in found) / weight) for name in found[0][1]}
+    if samples:
+      samples.write(int(state.step), params, batches[0], log)
+    if validated:
+      validated(int(state.step), scalars)
+    return scalars
+
+  return validate

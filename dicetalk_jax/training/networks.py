@@ -1,0 +1,172 @@
+"""The networks of the adaptation: which modules, with which parameters, on which data."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dicetalk_jax.conversion.networks import build, network_shapes
+from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.inference.pipeline import DTYPES
+from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.training.adaptation_loss import Networks
+from dicetalk_jax.training.config import TRAINABLE, AdaptationConfig
+from dicetalk_jax.training.initial import initial_params, network_key
+
+# All that may train, and what is read beside it.
+LEARNING = ("unet", "audio_projection", "emotion_model", "pose_guider")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What a run of the adaptation is made of; `weights` None where nothing but architectures was given.
+
+  architectures: of every network in `modules`, as a weights folder's config.json has them, and the VAE's.
+  missing: networks, or single parameters "network/path", that begin untrained.
+  """
+
+  modules: Networks
+  architectures: Mapping[str, Mapping]
+  scaling_factor: float
+  downscale: int
+  dtype: jnp.dtype
+  weights: Weights | None
+  missing: tuple[str, ...]
+
+  @property
+  def shapes(self) -> dict[str, dict]:
+    """Abstract float32 parameters: {network: nested}."""
+    return {name: network_shapes(name, self.architectures[name]) for name in Networks._fields}
+
+
+def set_up(config: AdaptationConfig, needs_weights: bool = True) -> Setup:
+  """Reads architectures, and no parameters. Raises WeightsError for weights that are none or lack what is needed.
+
+  needs_weights=False: weights that do not exist are passed over if `config.networks` has every architecture.
+  """
+  weights, held = None, {}
+  try:
+    weights = Weights.open(config.weights)
+    held = dict(weights.config["networks"])
+  except WeightsError:
+    if needs_weights or not config.networks:
+      raise
+  architectures = dict(config.networks) | held
+  for name in (*Networks._fields, "vae"):
+    if name not in architectures:
+      raise WeightsError(_advice(name, config.weights))
+  if needs_weights:
+    for name in ("vae", "emotion_embedder"):
+      if name not in held:
+        raise WeightsError(_advice(name, config.weights))
+  architectures["emotion_model"] = dict(architectures["emotion_model"]) | {"conditioning": config.conditioning}
+  missing = [name for name in LEARNING if name not in held]
+  has_query = held.get("emotion_model", {}).get("conditioning") == "learnable"
+  if config.conditioning == "learnable" and "emotion_model" in held and not has_query:
+    missing.append("emotion_model/query")
+
+  on_cpu = jax.default_backend() == "cpu"
+  dtype = DTYPES[config.dtype or ("float32" if on_cpu else "bfloat16")]
+  if config.remat_policy is not None and not hasattr(jax.checkpoint_policies, config.remat_policy):
+    known = ", ".join(name for name in dir(jax.checkpoint_policies) if not name.startswith("_"))
+    raise InputError(f"remat_policy '{config.remat_policy}' is not known; JAX has {known}")
+
+  def module(name):
+    # What gives the prior is small, and must give the one that inference has.
+    return build(name, architectures[name], jnp.float32 if name == "emotion_embedder" else dtype)
+
+  modules = Networks(**{name: module(name) for name in Networks._fields})
+  unet = modules.unet.clone(remat=config.remat, remat_policy=config.remat_policy)
+  vae = build("vae", architectures["vae"])
+  kept = {name: architectures[name] for name in (*Networks._fields, "vae")}
+  return Setup(modules._replace(unet=unet), kept, vae.scaling_factor, vae.downscale, dtype, weights, tuple(missing))
+
+
+def _advice(name: str, folder: str) -> str:
+  if name == "emotion_embedder":
+    how = "train one with `dicetalk train embedder`, and give the weights folder that it ends with"
+  elif name == "vae":
+    how = "convert the release, or train one with `dicetalk train autoencoder`"
+  else:
+    how = f"give weights that have it, or its architecture in the configuration's networks['{name}']"
+  return f"{folder} has no {name.replace('_', ' ')}; {how}."
+
+
+def trainable_patterns(config: AdaptationConfig) -> list[str]:
+  """The regular expressions of `config.trainable`, names spelt out."""
+  return [pattern for name in config.trainable for pattern in TRAINABLE.get(name, (name,))]
+
+
+def load_params(setup: Setup, seed: int) -> dict[str, dict]:
+  """{network: nested parameters}: those of the weights, and initial ones of what is missing, from `seed`."""
+  params = {}
+  for name in Networks._fields:
+    if name in setup.missing:
+      params[name] = initial_params(name, setup.architectures[name], network_key(name, seed))
+    else:
+      params[name] = setup.weights.load(name)
+  if "emotion_model/query" in setup.missing:
+    architecture = setup.architectures["emotion_model"]
+    drawn = initial_params("emotion_model", architecture, network_key("emotion_model", seed))
+    params["emotion_model"]["query"] = drawn["query"]
+  if setup.architectures["emotion_model"]["conditioning"] != "learnable":
+    params["emotion_model"].pop("query", None)
+  return params
+
+
+def check_batch(setup: Setup, batch: Mapping[str, np.ndarray], config: AdaptationConfig) -> None:
+  """Raises InputError where the data was encoded with networks of other sizes, or at another size."""
+  unet, projection = setup.modules.unet, setup.architectures["audio_projection"]
+  embedder = setup.modules.emotion_embedder
+  latents, windows = batch["latents_mean"].shape, batch["audio"].shape
+  found = {
+    "latent channels": (latents[-1], unet.out_channels),
+    "values in an image embedding": (batch["image_embedding"].shape[-1], unet.cross_attention_dim),
+    "Whisper positions a frame": (windows[2], projection["window"]),
+    "Whisper states": (windows[3], projection["states"]),
+    "values in a Whisper state": (windows[4], projection["d_model"]),
+    "values of speech in the embedder": (batch["speech"].shape[-1], embedder.speech_features),
+  }
+  for what, (ours, wanted) in found.items():
+    if ours != wanted:
+      raise InputError(
+        f"the data has {ours} {what}, and the weights in {config.weights} want {wanted}; encode the data with these "
+        "weights"
+      )
+  size = tuple(setup.downscale * side for side in latents[2:4])
+  if size != (config.size, config.size):
+    raise InputError(
+      f"the data shows {size[1]}x{size[0]} pixels, and the configuration says size {config.size}; set size, or use "
+      "other data"
+    )
+  factor = 2 ** (len(unet.block_out_channels) - 1)
+  if latents[2] % factor:
+    raise InputError(
+      f"latents of {latents[2]}x{latents[3]} do not fit the U-Net, which halves them {factor.bit_length() - 1} times"
+    )
+
+
+def batch_shapes(setup: Setup, config: AdaptationConfig) -> dict[str, jax.ShapeDtypeStruct]:
+  """What `diffusion_batches` would give for a configuration, without data."""
+  b, f, n = config.batches.batch, config.batches.frames, config.batches.prior_frames
+  side, unet = config.size // setup.downscale, setup.modules.unet
+  projection, embedder = setup.architectures["audio_projection"], setup.modules.emotion_embedder
+  latents = (side, side, unet.out_channels)
+  shapes = {
+    "latents_mean": ((b, f, *latents), np.float16),
+    "latents_logvar": ((b, f, *latents), np.float16),
+    "image_latents": ((b, *latents), np.float16),
+    "image_embedding": ((b, unet.cross_attention_dim), np.float16),
+    "audio": ((b, f, projection["window"], projection["states"], projection["d_model"]), np.float16),
+    "mask_box": ((b, 4), np.float32),
+    "image_size": ((b, 2), np.int32),
+    "expression": ((b, n, embedder.expression_features), np.float32),
+    "expression_mask": ((b, n), np.bool_),
+    "speech": ((b, n, embedder.speech_features), np.float32),
+    "speech_mask": ((b, n), np.bool_),
+    **dict.fromkeys(("emotion", "level", "identity", "clip", "start"), ((b,), np.int32)),
+    "valid": ((b,), np.bool_),
+  }
+  return {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()}

@@ -1,0 +1,193 @@
+"""Stage 2 on small random clips: what trains and what does not, how it goes on, and the weights that it leaves."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from talkers import stand_in_params
+from training.encoded_clips import write_clips
+
+from dicetalk_jax import demo
+from dicetalk_jax.conversion.architectures import small_conditioning, small_unet
+from dicetalk_jax.conversion.engine import flatten
+from dicetalk_jax.data.batches import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.inference.pipeline import DiceTalk
+from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.training.adaptation import initial_state, train_adaptation, with_codes_of
+from dicetalk_jax.training.config import AdaptationConfig, LoopConfig, OptimizerConfig, SamplesConfig
+from dicetalk_jax.training.loop import Status
+from dicetalk_jax.training.networks import load_params, set_up
+from dicetalk_jax.training.optimizer import make_optimizer
+from dicetalk_jax.training.samples import prior_means
+
+UNET = small_unet((64,), head=32)
+EMBEDDER = dict(features=256, expression_features=64, speech_features=64, num_layers=1, num_fusion_layers=1, mlp=32)
+EMBEDDER |= dict(num_heads=2, dropout_rate=0.0, fusion_scale=1.0, inputs="both")
+CONDITIONING = small_conditioning(64, 64, codes=4, pose_features=(8, 16, 16, 32))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+  """Small random weights with an embedder, their U-Net and what goes with it of one level."""
+  folder = tmp_path_factory.mktemp("weights")
+  architectures = {"unet": UNET, "emotion_embedder": EMBEDDER, **CONDITIONING}
+  networks = {name: stand_in_params(name, config) for name, config in architectures.items()}
+  return demo.random_weights(folder / "random").derive(folder / "weights", networks, architectures)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return str(write_clips(tmp_path_factory.mktemp("sets") / "drawn", pictures=True, states=(3, 64)))
+
+
+@pytest.fixture
+def config(weights, data):
+  return AdaptationConfig(
+    weights=str(weights.folder),
+    emotional=(data,),
+    size=64,
+    batches=DiffusionBatchConfig(batch=2, frames=3, prior_frames=8),
+    optimizer=OptimizerConfig(learning_rate=3e-3, ema_decay=0.5),
+    loop=LoopConfig(steps=4, checkpoint_every=2, validate_every=100),
+    samples=SamplesConfig(clips=0),
+    validation_batches=2,
+  )
+
+
+def test_it_trains_goes_on_and_leaves_weights(config, tmp_path, weights):
+  config = dataclasses.replace(config, samples=SamplesConfig(clips=1, steps=2))
+  losses, validations, said = {}, [], []
+  options = dict(
+    report=lambda step, metrics: losses.update({step: metrics["loss"]}),
+    validated=lambda *of: validations.append(of),
+    warn=said.append,
+  )
+  _, outcome = train_adaptation(config, tmp_path / "whole", **options)
+  assert outcome.status == Status.FINISHED and said == []
+  whole = dict(losses)
+  ((step, scalars),) = validations
+  assert step == 4 and 0 < scalars["denoising"] < 30 and 0 <= scalars["accuracy"] <= 1
+  assert [path.name for path in (tmp_path / "whole" / "samples").iterdir()] == ["0000004_0.mp4"]
+
+  # Half a run, then the rest, is the run; so are one with other workers.
+  losses.clear()
+  half = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=2), samples=SamplesConfig(clips=0))
+  train_adaptation(half, tmp_path / "parts", **options)
+  _, again = train_adaptation(dataclasses.replace(config, samples=half.samples), tmp_path / "parts", **options)
+  assert losses == whole
+  jax.tree.map(np.testing.assert_array_equal, again.state.params, outcome.state.params)
+
+  made = Weights.open(tmp_path / "whole" / "weights")
+  ours, before = flatten(made.load("unet")), flatten(weights.load("unet"))
+  trained = {path for path in ours if not np.array_equal(ours[path], before[path])}
+  assert trained == {path for path in ours if "_ip_" in path}
+  np.testing.assert_array_equal(ours["conv_in/kernel"], before["conv_in/kernel"])
+  averaged = flatten(outcome.state.averaged())
+  for path in (
+    "unet/mid_block/attentions_0/transformer_blocks_0/attn2/to_k_ip_1/kernel",
+    "emotion_model/emo_linear/proj1/kernel",
+  ):
+    network, _, rest = path.partition("/")
+    np.testing.assert_array_equal(flatten(made.load(network))[rest], averaged[path])
+  assert made.priors().keys() == weights.priors().keys()
+  talker = DiceTalk.load(made)
+  video = talker.generate(
+    np.zeros((64, 64, 3), np.uint8),
+    np.zeros(8000, np.float32),
+    "happy",
+    face_box=(8, 8, 40, 40),
+    size=64,
+    steps=1,
+    window=3,
+  )
+  assert np.isfinite(video.frames).all()
+
+
+def test_frozen_leaves_are_the_ones_they_were_and_have_no_optimizer_state(config):
+  setup = set_up(dataclasses.replace(config, dtype="bfloat16", trainable=("adapters",)))
+  optimizer = make_optimizer(config.optimizer, 4)
+  state = initial_state(setup, config, optimizer)
+  trained, frozen = flatten(state.params), flatten(state.frozen)
+  assert all("_ip_" in path for path in trained if path.startswith("unet/"))
+  assert all(path.startswith("emotion_embedder/") or path.startswith("unet/") for path in frozen)
+  dtypes = {path.partition("/")[0]: leaf.dtype for path, leaf in frozen.items()}
+  assert dtypes == {"unet": "bfloat16", "emotion_embedder": "float32"}
+  assert {leaf.dtype for leaf in trained.values()} == {np.dtype("float32")}
+  moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+  assert len(moments) == 2 * len(trained)
+
+
+@pytest.mark.parametrize(
+  "trainable, holds, lacks",
+  [
+    (
+      "attention",
+      "unet/mid_block/attentions_0/proj_in/kernel",
+      "unet/mid_block/resnets_0/temporal_res_block/conv1/kernel",
+    ),
+    ("all", "unet/conv_in/kernel", "emotion_embedder/w_s"),
+    (r"^pose_guider/conv_in", "pose_guider/conv_in/kernel", "pose_guider/conv_out/kernel"),
+  ],
+)
+def test_what_trains_is_named(config, trainable, holds, lacks):
+  config = dataclasses.replace(config, trainable=(trainable,))
+  trained = flatten(initial_state(set_up(config), config, make_optimizer(config.optimizer, 4)).params)
+  assert holds in trained and lacks not in trained
+
+
+def test_networks_that_the_weights_lack_begin_untrained(config, weights, tmp_path):
+  kept = {name: weights.load(name) for name in ("vae", "audio_encoder", "image_encoder", "emotion_embedder")}
+  bare = Weights.save(tmp_path / "bare", kept, weights.config)
+  config = dataclasses.replace(
+    config, weights=str(bare.folder), networks={"unet": UNET, **CONDITIONING}, trainable=("all",), conditioning="bank"
+  )
+  setup = set_up(config)
+  assert set(setup.missing) == {"unet", "audio_projection", "emotion_model", "pose_guider"}
+  params = load_params(setup, 0)
+  unet = flatten(params["unet"])
+  adapters = [path for path in unet if "_ip_" in path]
+  assert len(adapters) == 8
+  for path in adapters:
+    np.testing.assert_array_equal(unet[path], unet[path.partition("_ip_")[0] + "/kernel"])
+  assert not unet["conv_out/kernel"].any()
+  # The bank begins where priors of the data are.
+  with diffusion_batches(config.emotional, config=config.batches) as batches:
+    model = with_codes_of(setup, params, batches.source)
+    priors = np.concatenate([prior_means(setup.modules, params, batches.source[i]) for i in range(2)])
+  codes, fc = model["codebook"]["codebook"]["embedding"], model["codebook"]["fc"]
+  np.testing.assert_allclose(codes, priors @ fc["kernel"] + fc["bias"], atol=1e-4)
+
+
+@pytest.mark.parametrize("conditioning", ["learnable", "prior"])
+def test_ablations_leave_weights_that_generate_as_they_were_trained(config, conditioning, tmp_path):
+  config = dataclasses.replace(config, conditioning=conditioning, loop=LoopConfig(steps=1), validation_split="none")
+  train_adaptation(config, tmp_path, warn=lambda message: None)
+  made = Weights.open(tmp_path / "weights")
+  assert made.config["networks"]["emotion_model"]["conditioning"] == conditioning
+  assert ("query" in made.load("emotion_model")) == (conditioning == "learnable")
+  # Whatever of the bank is asked for, there is none.
+  model, params = made.module("emotion_model"), made.load("emotion_model")
+  prior = np.ones((1, 256), np.float32)
+  ours = [model.apply({"params": params}, prior, bank=bank) for bank in ("all", "nearest")]
+  np.testing.assert_array_equal(*ours)
+
+
+def test_what_does_not_fit_is_said(config, weights, data, tmp_path):
+  small = write_clips(tmp_path / "small", pictures=True, states=(2, 64))
+  kept = {name: weights.load(name) for name in weights.config["networks"] if name != "emotion_embedder"}
+  without = Weights.save(tmp_path / "without", kept, weights.config)
+  cases = [
+    (dict(size=128), InputError, "64x64 pixels, and the configuration says size 128"),
+    (dict(emotional=(str(small),)), InputError, "2 Whisper states.*want 3"),
+    (dict(weights=str(without.folder)), WeightsError, "no emotion embedder.*train embedder"),
+    (dict(weights=str(tmp_path / "nothing")), WeightsError, "not a folder"),
+    (dict(trainable=("adaptors",)), InputError, "'adaptors'"),
+    (dict(remat_policy="some"), InputError, "remat_policy 'some'"),
+    (dict(emotional=()), InputError, "no clips"),
+  ]
+  for (options, error, words), _ in itertools.product(cases, (0,)):
+    with pytest.raises(error, match=words):
+      train_adaptation(dataclasses.replace(config, **options), tmp_path / "run")
