@@ -31,7 +31,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Normalises 32 groups of channels over every axis but the first, in float32: (b, ..., c) -> (b, ..., c)."""
+  """Normalises groups of channels over every axis but the first, in float32: (b, ..., c) -> (b, ..., c)."""
 
   epsilon: float
   dtype: jnp.dtype = jnp.float32
@@ -92,15 +92,16 @@ class ResnetBlock(nn.Module):
   features: int
   epsilon: float
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x, time_embedding=None):
-    h = nn.silu(GroupNorm(self.epsilon, self.dtype, name="norm1")(x))
+    h = nn.silu(GroupNorm(self.epsilon, self.dtype, self.groups, name="norm1")(x))
     h = conv(self.features, dtype=self.dtype, name="conv1")(h)
     if time_embedding is not None:
       shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
       h += shift[:, None, None]
-    h = nn.silu(GroupNorm(self.epsilon, self.dtype, name="norm2")(h))
+    h = nn.silu(GroupNorm(self.epsilon, self.dtype, self.groups, name="norm2")(h))
     h = conv(self.features, dtype=self.dtype, name="conv2")(h)
     if x.shape[-1] != self.features:
       x = conv(self.features, 1, dtype=self.dtype, name="conv_shortcut")(x)
@@ -115,16 +116,17 @@ class TemporalResnetBlock(nn.Module):
 
   epsilon: float
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x, time_embedding=None):
     features = x.shape[-1]
-    h = nn.silu(GroupNorm(self.epsilon, self.dtype, name="norm1")(x))
+    h = nn.silu(GroupNorm(self.epsilon, self.dtype, self.groups, name="norm1")(x))
     h = TemporalConv(features, self.dtype, name="conv1")(h)
     if time_embedding is not None:
       shift = nn.Dense(features, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
       h += shift[:, :, None, None]
-    h = nn.silu(GroupNorm(self.epsilon, self.dtype, name="norm2")(h))
+    h = nn.silu(GroupNorm(self.epsilon, self.dtype, self.groups, name="norm2")(h))
     return x + TemporalConv(features, self.dtype, name="conv2")(h)
 
 
@@ -156,19 +158,20 @@ class SpatioTemporalResBlock(nn.Module):
   temporal_epsilon: float | None = None
   temporal_first: bool = False
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x, time_embedding=None):
     frames = x.shape[1]
     per_frame = None if time_embedding is None else jnp.repeat(time_embedding, frames, axis=0)
-    spatial = ResnetBlock(self.features, self.epsilon, self.dtype, name="spatial_res_block")(
+    spatial = ResnetBlock(self.features, self.epsilon, self.dtype, self.groups, name="spatial_res_block")(
       rearrange(x, "b f h w c -> (b f) h w c"), per_frame
     )
     spatial = rearrange(spatial, "(b f) h w c -> b f h w c", f=frames)
     if time_embedding is not None:
       per_frame = jnp.repeat(time_embedding[:, None], frames, axis=1)
     epsilon = self.epsilon if self.temporal_epsilon is None else self.temporal_epsilon
-    temporal = TemporalResnetBlock(epsilon, self.dtype, name="temporal_res_block")(spatial, per_frame)
+    temporal = TemporalResnetBlock(epsilon, self.dtype, self.groups, name="temporal_res_block")(spatial, per_frame)
     return TimeMixer(self.temporal_first, name="time_mixer")(spatial, temporal)
 
 

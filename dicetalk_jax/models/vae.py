@@ -22,7 +22,8 @@ from dicetalk_jax.models.layers import (
 class VAE(nn.Module):
   """Encoder and temporal decoder (diffusers' AutoencoderKLTemporalDecoder).
 
-  Latents are the encoder's own scale; the diffusion model works on them times `scaling_factor`.
+  Latents are the encoder's own scale; the diffusion model works on them times `scaling_factor`. `norm_num_groups`: of
+  every group normalisation. A group of one or two channels forgets how bright and of what colour a picture is.
   """
 
   in_channels: int = 3
@@ -31,6 +32,7 @@ class VAE(nn.Module):
   layers_per_block: int = 2
   latent_channels: int = 4
   scaling_factor: float = 0.18215
+  norm_num_groups: int = 32
   dtype: jnp.dtype = jnp.float32
 
   @classmethod
@@ -46,6 +48,8 @@ class VAE(nn.Module):
       layers_per_block=config["layers_per_block"],
       latent_channels=config["latent_channels"],
       scaling_factor=config["scaling_factor"],
+      # diffusers' temporal decoder has 32 and no such entry; its other VAEs have it.
+      norm_num_groups=config.get("norm_num_groups", 32),
       **attributes,
     )
 
@@ -55,8 +59,9 @@ class VAE(nn.Module):
     return 2 ** (len(self.block_out_channels) - 1)
 
   def setup(self):
-    self.encoder = Encoder(self.block_out_channels, self.layers_per_block, 2 * self.latent_channels, self.dtype)
-    self.decoder = TemporalDecoder(self.block_out_channels, self.layers_per_block, self.out_channels, self.dtype)
+    levels, groups = (self.block_out_channels, self.layers_per_block), self.norm_num_groups
+    self.encoder = Encoder(*levels, 2 * self.latent_channels, self.dtype, groups)
+    self.decoder = TemporalDecoder(*levels, self.out_channels, self.dtype, groups)
     self.quant_conv = conv(2 * self.latent_channels, 1, dtype=self.dtype)
 
   def encode(self, images):
@@ -79,11 +84,12 @@ class SelfAttention(nn.Module):
   """Single-head attention over all positions around a shortcut: (b, h, w, c) -> (b, h, w, c)."""
 
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x):
     b, h, w, c = x.shape
-    tokens = rearrange(GroupNorm(1e-6, self.dtype, name="group_norm")(x), "b h w c -> b (h w) c")
+    tokens = rearrange(GroupNorm(1e-6, self.dtype, self.groups, name="group_norm")(x), "b h w c -> b (h w) c")
     query, key, value = (nn.Dense(c, dtype=self.dtype, name=f"to_{name}")(tokens)[:, :, None] for name in "qkv")
     out = nn.Dense(c, dtype=self.dtype, name="to_out_0")(attention(query, key, value)[:, :, 0])
     return x + out.reshape(b, h, w, c)
@@ -96,11 +102,12 @@ class DownEncoderBlock(nn.Module):
   layers: int
   downsample: bool
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x):
     for j in range(self.layers):
-      x = ResnetBlock(self.features, 1e-6, self.dtype, name=f"resnets_{j}")(x)
+      x = ResnetBlock(self.features, 1e-6, self.dtype, self.groups, name=f"resnets_{j}")(x)
     return Downsample(trailing=True, dtype=self.dtype, name="downsamplers_0")(x) if self.downsample else x
 
 
@@ -108,12 +115,13 @@ class EncoderMidBlock(nn.Module):
   """Residual block, attention, residual block: (b, h, w, c) -> (b, h, w, c)."""
 
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x):
-    x = ResnetBlock(x.shape[-1], 1e-6, self.dtype, name="resnets_0")(x)
-    x = SelfAttention(self.dtype, name="attentions_0")(x)
-    return ResnetBlock(x.shape[-1], 1e-6, self.dtype, name="resnets_1")(x)
+    x = ResnetBlock(x.shape[-1], 1e-6, self.dtype, self.groups, name="resnets_0")(x)
+    x = SelfAttention(self.dtype, self.groups, name="attentions_0")(x)
+    return ResnetBlock(x.shape[-1], 1e-6, self.dtype, self.groups, name="resnets_1")(x)
 
 
 class Encoder(nn.Module):
@@ -123,20 +131,24 @@ class Encoder(nn.Module):
   layers_per_block: int
   features: int
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x):
     x = conv(self.block_out_channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
     last = len(self.block_out_channels) - 1
     for i, features in enumerate(self.block_out_channels):
-      x = DownEncoderBlock(features, self.layers_per_block, i < last, self.dtype, name=f"down_blocks_{i}")(x)
-    x = EncoderMidBlock(self.dtype, name="mid_block")(x)
-    x = nn.silu(GroupNorm(1e-6, self.dtype, name="conv_norm_out")(x))
+      x = DownEncoderBlock(features, self.layers_per_block, i < last, self.dtype, self.groups, name=f"down_blocks_{i}")(
+        x
+      )
+    x = EncoderMidBlock(self.dtype, self.groups, name="mid_block")(x)
+    x = nn.silu(GroupNorm(1e-6, self.dtype, self.groups, name="conv_norm_out")(x))
     return conv(self.features, dtype=self.dtype, name="conv_out")(x)
 
 
-def _res_block(features, dtype, name):
-  return SpatioTemporalResBlock(features, 1e-6, temporal_epsilon=1e-5, temporal_first=True, dtype=dtype, name=name)
+def _res_block(features, dtype, groups, name):
+  kind = dict(temporal_epsilon=1e-5, temporal_first=True, dtype=dtype, groups=groups, name=name)
+  return SpatioTemporalResBlock(features, 1e-6, **kind)
 
 
 class DecoderMidBlock(nn.Module):
@@ -144,13 +156,14 @@ class DecoderMidBlock(nn.Module):
 
   layers: int
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x):
-    x = _res_block(x.shape[-1], self.dtype, "resnets_0")(x)
-    attend = SelfAttention(self.dtype, name="attentions_0")
+    x = _res_block(x.shape[-1], self.dtype, self.groups, "resnets_0")(x)
+    attend = SelfAttention(self.dtype, self.groups, name="attentions_0")
     if self.layers > 1:
-      x = _res_block(x.shape[-1], self.dtype, "resnets_1")(over_frames(attend, x))
+      x = _res_block(x.shape[-1], self.dtype, self.groups, "resnets_1")(over_frames(attend, x))
     elif self.is_initializing():
       # diffusers pairs the attention with the second residual block: without one its weights exist and are unused.
       over_frames(attend, x)
@@ -164,11 +177,12 @@ class UpDecoderBlock(nn.Module):
   layers: int
   upsample: bool
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x):
     for j in range(self.layers):
-      x = _res_block(self.features, self.dtype, f"resnets_{j}")(x)
+      x = _res_block(self.features, self.dtype, self.groups, f"resnets_{j}")(x)
     return over_frames(Upsample(self.dtype, name="upsamplers_0"), x) if self.upsample else x
 
 
@@ -179,14 +193,17 @@ class TemporalDecoder(nn.Module):
   layers_per_block: int
   features: int
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x):
     x = over_frames(conv(self.block_out_channels[-1], dtype=self.dtype, name="conv_in"), x.astype(self.dtype))
-    x = DecoderMidBlock(self.layers_per_block, self.dtype, name="mid_block")(x)
+    x = DecoderMidBlock(self.layers_per_block, self.dtype, self.groups, name="mid_block")(x)
     last = len(self.block_out_channels) - 1
     for i, features in enumerate(reversed(self.block_out_channels)):
-      x = UpDecoderBlock(features, self.layers_per_block + 1, i < last, self.dtype, name=f"up_blocks_{i}")(x)
-    x = nn.silu(over_frames(GroupNorm(1e-6, self.dtype, name="conv_norm_out"), x))
+      x = UpDecoderBlock(features, self.layers_per_block + 1, i < last, self.dtype, self.groups, name=f"up_blocks_{i}")(
+        x
+      )
+    x = nn.silu(over_frames(GroupNorm(1e-6, self.dtype, self.groups, name="conv_norm_out"), x))
     x = over_frames(conv(self.features, dtype=self.dtype, name="conv_out"), x)
     return TemporalConv(self.features, self.dtype, name="time_conv_out")(x)
