@@ -75,10 +75,9 @@ class VideoLayout:
 
   def expression_of(self, video: Path, root: Path) -> Path | None:
     """The coefficients of a video: a file of its name beside it, or in the same place under `expressions`."""
-    beside = video if self.expressions is None else expanded(self.expressions, "folder") / video.relative_to(root)
-    found = with_suffix_of(beside, EXPRESSIONS)
-    # What is said is often kept in such a file too.
-    return None if found is not None and found.suffix == ".txt" and not _numeric(found) else found
+    return coefficients_of(
+      video if self.expressions is None else expanded(self.expressions, "folder") / video.relative_to(root)
+    )
 
 
 def _prepare(name, config, face_model, source: Source):
@@ -88,6 +87,13 @@ def _prepare(name, config, face_model, source: Source):
 @functools.cache
 def _detector(model: Path) -> DnnDetector:
   return DnnDetector(model)
+
+
+def coefficients_of(video: Path) -> Path | None:
+  """The file of coefficients beside a video, of its name."""
+  found = with_suffix_of(video, EXPRESSIONS)
+  # What is said is often kept in such a file too.
+  return None if found is not None and found.suffix == ".txt" and not _numeric(found) else found
 
 
 def with_suffix_of(path: Path, suffixes: Iterable[str]) -> Path | None:

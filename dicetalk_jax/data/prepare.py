@@ -1,6 +1,5 @@
 """One video file -> the records of its clips, or why there are none. Two passes; memory does not grow with the file."""
 
-import array
 import contextlib
 import dataclasses
 import functools
@@ -14,21 +13,15 @@ from typing import BinaryIO
 import numpy as np
 
 from dicetalk_jax.data.records import FPS, RATE, SAMPLES_PER_FRAME, Clip, Rejected, Source, encode_frames
+from dicetalk_jax.data.timing import STAMP_TOLERANCE, PictureTimes
 from dicetalk_jax.data.tracking import cut, detect, face_box, steady_crop, track
 from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.media.audio import SILENCE
-from dicetalk_jax.media.expression import expression_at, matched, near, read_expression
 from dicetalk_jax.media.face import Box, Face, FaceDetector, HaarDetector
 from dicetalk_jax.media.files import existing_file
 from dicetalk_jax.media.streaming import Picture, stream_pictures, stream_sound
 from dicetalk_jax.media.video import open_video
 
-# Matroska counts in milliseconds: a frame that is due is there up to one later.
-_STAMP_TOLERANCE = 1e-3
-# Sound that begins later or ends earlier than the picture by no more is filled up with silence.
-_FILLED_SECONDS = 0.2
-# A picture that stands still for longer is a broken file, not a face that speaks.
-_LONGEST_HOLD = 1.0
 _SMALLEST_SIZE = 32
 
 
@@ -88,7 +81,7 @@ def prepare(
     except InputError as error:
       yield Rejected(source.clip, str(error))
       return
-    heard = begin - (look.times[0] if source.audio else sound.begin)
+    heard = begin - (look.shown.begin if source.audio else sound.begin)
     shown = _shown(source, look, begin, parts[-1].first + parts[-1].count)
     for index, part in enumerate(parts):
       if part.reason:
@@ -188,32 +181,23 @@ def _spooled(path: Path):
 
 @dataclasses.dataclass
 class _Look:
-  """What the first pass saw: when each picture begins and the last one ends, and the faces every so often."""
+  """What the first pass saw: when the pictures are shown, and the faces every so often."""
 
   width: int
   height: int
-  times: array.array
+  shown: PictureTimes
   faces: list[tuple[float, list[Face]]]
-  end: float = 0.0
 
 
 def _look(source: Source, config: PrepareConfig, detector: FaceDetector) -> _Look:
   look, due = None, 0.0
   for picture in stream_pictures(source.path):
     if look is None:
-      look, due = _Look(picture.width, picture.height, array.array("d"), []), picture.time
-    if look.times and picture.time - look.times[-1] > _LONGEST_HOLD:
-      raise InputError(
-        f"video {source.path} stands still from {look.times[-1] - look.times[0]:.2f} s "
-        f"to {picture.time - look.times[0]:.2f} s"
-      )
-    # Some files say of their last picture, or of each, that it lasts no time.
-    least = min(1 / FPS, picture.time - look.times[-1]) if look.times else 0.0
-    look.times.append(picture.time)
-    look.end = picture.time + min(max(picture.duration, least), _LONGEST_HOLD)
-    if picture.time >= due - _STAMP_TOLERANCE:
+      look, due = _Look(picture.width, picture.height, PictureTimes(source.path), []), picture.time
+    look.shown.add(picture)
+    if picture.time >= due - STAMP_TOLERANCE:
       look.faces.append((picture.time, detect(picture, detector)))
-      due = max(due, picture.time - _STAMP_TOLERANCE) + config.detect_every / FPS
+      due = max(due, picture.time - STAMP_TOLERANCE) + config.detect_every / FPS
   if look is None:
     raise InputError(f"video {source.path} is damaged: no picture in it can be decoded")
   return look
@@ -234,19 +218,14 @@ class _Part:
 
 def _plan(source: Source, config: PrepareConfig, look: _Look, sound: _Sound) -> tuple[float, list[_Part]]:
   """Where the first clip begins, on the picture's clock, and all clips."""
-  begin, end = look.times[0], look.end
-  heard = begin if source.audio else sound.begin
-  if heard > begin + _FILLED_SECONDS:
-    begin = heard
-  total = math.ceil((end - begin - _STAMP_TOLERANCE) * FPS)
-  heard_end = heard + sound.samples / RATE
-  if heard_end < end - _FILLED_SECONDS:
-    total = min(total, math.floor((heard_end - begin + _STAMP_TOLERANCE) * FPS))
+  heard = look.shown.begin if source.audio else sound.begin
+  begin, total = look.shown.with_sound(heard, sound.samples)
   if total < config.shortest * FPS:
     raise InputError(
       f"picture and sound last {max(0, total) / FPS:g} s together; at least {config.shortest:g} s are needed"
     )
-  expression = _expression(source, look, begin + np.arange(total) / FPS)
+  wanted = begin + np.arange(total) / FPS
+  expression = None if source.expression is None else look.shown.expression(source.expression, wanted)
   number = math.ceil(total / math.floor(config.longest * FPS))
   bounds = [total * i // number for i in range(number + 1)]
   parts = []
@@ -261,26 +240,9 @@ def _plan(source: Source, config: PrepareConfig, look: _Look, sound: _Sound) -> 
   return begin, parts
 
 
-def _expression(source: Source, look: _Look, times: np.ndarray) -> np.ndarray | None:
-  if source.expression is None:
-    return None
-  rows, shown = read_expression(source.expression), len(look.times)
-  if near(rows, shown):
-    return expression_at(matched(rows, shown), np.frombuffer(look.times), times)
-  # Coefficients are often fitted to a copy of the video at 25 frames a second.
-  at_25 = math.ceil((look.end - look.times[0] - _STAMP_TOLERANCE) * FPS)
-  if near(rows, at_25):
-    return expression_at(matched(rows, at_25), look.times[0] + np.arange(at_25) / FPS, times)
-  copy = "" if abs(at_25 - shown) <= 2 else f" ({at_25} at 25 a second)"
-  raise InputError(
-    f"expression {source.expression} has {len(rows)} rows and its video {shown} frames{copy}; they must be of the same "
-    "recording"
-  )
-
-
 def _frame_face(look: _Look, config: PrepareConfig, begin: float, end: float) -> tuple[tuple[int, int, int], Box]:
   """The crop from `begin` to `end`, and the face's box in it."""
-  edge = _STAMP_TOLERANCE
+  edge = STAMP_TOLERANCE
   found = track([faces for time, faces in look.faces if begin - edge <= time < end - edge])
   width, height = found.size
   if min(width, height) < config.smallest_face:
@@ -293,11 +255,11 @@ def _shown(source: Source, look: _Look, begin: float, total: int) -> Iterator[Pi
   """The second pass: the picture on screen at begin + k / 25 s, for each k."""
   k, last = 0, None
   for picture in stream_pictures(source.path):
-    while last is not None and k < total and begin + k / FPS < picture.time - _STAMP_TOLERANCE:
+    while last is not None and k < total and begin + k / FPS < picture.time - STAMP_TOLERANCE:
       yield last
       k += 1
     last = picture
-  if last is None or last.time != look.times[-1]:
+  if last is None or last.time != look.shown.times[-1]:
     raise InputError(f"video {source.path} gives other pictures when it is read again; is it being written to?")
   for _ in range(k, total):
     yield last
