@@ -93,6 +93,14 @@ def embedder_params(inputs="both"):
   return stand_in_params("emotion_embedder", EMBEDDER | {"inputs": inputs})
 
 
+def embedding_weights(tmp_path_factory):
+  """`small_weights` with the stand-in embedder, made once a test run."""
+  folder = tmp_path_factory.getbasetemp() / "embedding_weights"
+  if folder.exists():
+    return Weights.open(folder)
+  return with_embedder(Weights.open(small_weights(tmp_path_factory)), folder)
+
+
 def with_embedder(weights, folder, **changes):
   """Other weights with a stand-in embedder; changes: of its architecture."""
   config = EMBEDDER | changes

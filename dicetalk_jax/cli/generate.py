@@ -17,7 +17,10 @@ class Generate:
   Example: dicetalk generate --image me.jpg --audio speech.wav --emotion happy --out me.mp4 --weights weights/
 
   The emotion is a label (happy), one with a strength (happy:0.7), a mix (happy:0.6+surprised:0.4), a timeline
-  ('0s neutral, 2s happy, 5s angry') or a prior file (.npy, .npz, .safetensors).
+  ('0s neutral, 2s happy, 5s angry') or a prior file (.npy, .npz, .safetensors). With weights that hold an emotion
+  embedder it is also a clip whose emotion to take: a video with sound (and its coefficients of the same name beside
+  it), a sound, or coefficients alone (.mat, .npy, .npz, .txt, .csv). Files may stand for labels in mixes and timelines:
+  a.mp4:0.5+b.mp4:0.5 is half-way between two clips.
   """
 
   image: pathlib.Path
@@ -27,7 +30,7 @@ class Generate:
   """Speech: any sound, or video with sound, that FFmpeg reads."""
 
   emotion: str
-  """Label, strength, mix, timeline or prior file."""
+  """Label, strength, mix, timeline, prior file or clip."""
 
   out: pathlib.Path
   """Video to write: .mp4, .m4v, .mov or .mkv."""

@@ -22,6 +22,12 @@ def speech_windows(states: np.ndarray, frames: np.ndarray, positions: int) -> np
   return windows
 
 
+def speech_at_25(states: np.ndarray) -> np.ndarray:
+  """States (2n, layers + 1, d) at 50 Hz -> the last ones averaged in pairs (n, d) float32."""
+  last = states[:, -1].astype(np.float32)
+  return last.reshape(-1, 2, last.shape[-1]).mean(axis=1)  # (2n, d) -> (n, 2, d) -> (n, d)
+
+
 def starts(length: int, span: int, count: int, rng) -> np.ndarray:
   """Where `count` windows of `span` frames begin in a clip: disjoint if they fit, otherwise each in a part of its own.
 
@@ -38,15 +44,17 @@ def starts(length: int, span: int, count: int, rng) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-  """What the emotion is told from, at 25 Hz, float32: expression (n, 64), of 0 rows where not known, speech (n, d)."""
+  """What the emotion is told from, at 25 Hz, float32: expression (n, 64), speech (n, d), of 0 rows where not known."""
 
   expression: np.ndarray
   speech: np.ndarray
 
   @classmethod
   def of(cls, clip: EncodedClip) -> "Sequences":
-    last = clip.states[:, -1].astype(np.float32)
-    return cls(clip.expression, last.reshape(-1, 2, last.shape[-1]).mean(axis=1))  # (2n, d) -> (n, 2, d) -> (n, d)
+    return cls(clip.expression, speech_at_25(clip.states))
+
+  def __len__(self):
+    return max(len(self.expression), len(self.speech))
 
   @property
   def nbytes(self) -> int:
@@ -54,19 +62,16 @@ class Sequences:
 
   def window(self, times: np.ndarray) -> dict[str, np.ndarray]:
     """Both at times (f,) in frames, interpolated, zero and masked after the end."""
-    inside = times <= len(self.speech) - 1
-    known = inside & (len(self.expression) > 0)
-    expression = self.expression if known.any() else np.zeros((1, self.expression.shape[1]), np.float32)
-    return {
-      "expression": _at(expression, times) * known[:, None],
-      "expression_mask": known,
-      "speech": _at(self.speech, times) * inside[:, None],
-      "speech_mask": inside,
-    }
+    inside, found = times <= len(self) - 1, {}
+    for name, sequence in (("expression", self.expression), ("speech", self.speech)):
+      known = inside & (len(sequence) > 0)
+      found |= {name: _at(sequence, times) * known[:, None], f"{name}_mask": known}
+    return found
 
 
 def _at(sequence: np.ndarray, times: np.ndarray) -> np.ndarray:
-  """Linear interpolation of (n, d) at times (f,) -> (f, d) float32; the last row after the end."""
+  """Linear interpolation of (n, d) at times (f,) -> (f, d) float32; the last row after the end, zeros of 0 rows."""
+  sequence = sequence if len(sequence) else np.zeros((1, sequence.shape[1]), np.float32)
   times = np.minimum(times, len(sequence) - 1)
   before = np.floor(times).astype(int)
   after = np.minimum(before + 1, len(sequence) - 1)

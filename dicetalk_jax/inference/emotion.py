@@ -1,4 +1,4 @@
-"""What an emotion may be: a label, a strength, a mix, a timeline, a prior file or an array -> `Emotion`."""
+"""What an emotion may be: a label, a strength, a mix, a timeline, a file or an array -> `Emotion`."""
 
 import dataclasses
 import difflib
@@ -7,17 +7,17 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.priors import SUFFIXES, Prior, finite, read_prior, vector
+from dicetalk_jax.inference.recordings import is_recording
 
 FRAMES_PER_SECOND = 12.5
 STRONGEST = 2.0
-_CLIPS = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .gif .mat .csv .wav .mp3 .m4a .aac .ogg .opus .flac"
-_FORMS = "a label, happy:0.7, happy:0.6+surprised:0.4, '0s neutral, 2s happy', a prior file or an array"
+_FORMS = "a label, happy:0.7, happy:0.6+surprised:0.4, '0s neutral, 2s happy', a prior file, a clip or an array"
 _KEYFRAME = re.compile(
   r"(?P<time>(?P<sign>[+-]?)(?:(?P<minutes>\d+):)?(?P<amount>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>ms|s)?)(?:\s+(?P<mix>.*))?",
   re.DOTALL | re.ASCII,
@@ -66,18 +66,24 @@ class Emotion:
     return ((1 - u)[..., None] * self.mu[i] + u[..., None] * self.mu[i + 1]).astype(np.float32)
 
 
-def resolve_emotion(spec, priors: Mapping[str, Mapping] | None, prior_size: int = 256) -> Emotion:
+def resolve_emotion(
+  spec, priors: Mapping[str, Mapping] | None, prior_size: int = 256, clip_prior: Callable[..., Prior] | None = None
+) -> Emotion:
   """Turns whatever a user may give as an emotion into an `Emotion` with priors of `prior_size` numbers.
 
-  priors: label -> {'mu': (prior_size,), …}, from the weights. spec:
+  priors: label -> {'mu': (prior_size,), …}, from the weights. clip_prior: the prior of a clip, which is a file that
+  `is_recording` or an object with `expression` and `audio`; None where the weights have no embedder. spec:
   - 'happy'; 'happy:0.7' = neutral + 0.7·(happy − neutral), strength in [0, 2];
   - 'happy:0.6+surprised:0.4' = neutral + Σ wᵢ·(priorᵢ − neutral), so weights that sum to 1 are a weighted mean; their
     sum is in [0, 2] too. A mix without weights is in equal parts. Only a sum other than 1 needs a prior named neutral;
   - '0s neutral, 1.5s happy:0.5, 0:05 angry': moves smoothly between the emotions. Times are 2s, 500ms or m:ss;
-  - a prior file, which may also stand for a label within a mix or timeline;
+  - a prior file; or a clip, a sound or a file of expression coefficients, whose emotion the embedder tells. Each may
+    also stand for a label within a mix or timeline: 'a.mat:0.5+b.mat:0.5' is half-way between two clips;
   - an array of prior_size numbers, or (n, prior_size): a prior for each frame of 12.5 a second, linear between;
-  - {'mu': array}, a Prior or an Emotion.
-  Raises InputError where it is none of these, or is a clip or expression file.
+  - {'mu': array}, a Prior or an Emotion;
+  - a drawn clip (`data.world.drawing.Performance`), or anything else with `expression` (n, 64) at 25 frames a second
+    and `audio` at 16 kHz, of which one may be None.
+  Raises InputError where it is none of these, or a clip and the weights have no embedder.
   """
   if isinstance(spec, np.ndarray) and spec.dtype == object and spec.ndim == 0:
     spec = spec.item()  # a released prior as numpy.load gives it
@@ -85,10 +91,12 @@ def resolve_emotion(spec, priors: Mapping[str, Mapping] | None, prior_size: int 
     vector(spec.mu[0], prior_size, "The emotion's prior")
     return spec
   if isinstance(spec, str):
-    return _Grammar(priors or {}, prior_size).emotion(spec)
+    return _Grammar(priors or {}, prior_size, clip_prior).emotion(spec)
   if isinstance(spec, os.PathLike):
     path = pathlib.Path(spec)
-    return Emotion([0.0], _from_file(path, prior_size)[None], path.name)
+    return Emotion([0.0], _from_file(path, prior_size, clip_prior)[None], path.name)
+  if hasattr(spec, "expression") and hasattr(spec, "audio"):
+    return Emotion([0.0], _from_clip(spec, "A clip was given:", clip_prior)[None], "given clip")
   if isinstance(spec, Prior):
     spec = spec.mu
   if isinstance(spec, Mapping):
@@ -113,13 +121,19 @@ def _from_array(spec, prior_size):
   return Emotion(seconds, frames, f"{len(frames)} given priors over {seconds[-1]:g}s", smooth=False)
 
 
-def _from_file(path: pathlib.Path, prior_size: int) -> np.ndarray:
-  if path.suffix.lower() in _CLIPS.split() and os.path.isfile(path):
-    raise InputError(
-      f"{path} is a clip or expression file: taking the emotion from it needs an emotion embedder in the weights, and "
-      f"these weights have none. Give a label, a prior file ({', '.join(SUFFIXES)}) or an array instead."
-    )
+def _from_file(path: pathlib.Path, prior_size: int, clip_prior) -> np.ndarray:
+  if is_recording(path, prior_size) and os.path.isfile(path):
+    return _from_clip(path, f"{path} is a clip or expression file:", clip_prior)
   return read_prior(path, prior_size).mu
+
+
+def _from_clip(clip, name: str, clip_prior) -> np.ndarray:
+  if clip_prior is None:
+    raise InputError(
+      f"{name} taking the emotion from it needs an emotion embedder in the weights, and these weights have none. Give "
+      f"a label, a prior file ({', '.join(SUFFIXES)}) or an array instead."
+    )
+  return clip_prior(clip).mu
 
 
 def _is_path(text: str) -> bool:
@@ -128,10 +142,11 @@ def _is_path(text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Grammar:
-  """Text -> Emotion, with the priors that its labels name."""
+  """Text -> Emotion, with the priors that its labels and files name."""
 
   priors: Mapping[str, Mapping]
   prior_size: int
+  clip_prior: Callable[..., Prior] | None
 
   def emotion(self, text: str) -> Emotion:
     text = text.strip()
@@ -215,12 +230,12 @@ class _Grammar:
     return name, weight
 
   def prior(self, name: str) -> np.ndarray:
-    """A label or a prior file -> mu (d,)."""
+    """A label or a file -> mu (d,)."""
     label = name if name in self.priors else name.casefold()
     if label in self.priors:
       return vector(self.priors[label]["mu"], self.prior_size, f"The prior {label!r} of the weights")
     if _is_path(name):
-      return _from_file(pathlib.Path(name), self.prior_size)
+      return _from_file(pathlib.Path(name), self.prior_size, self.clip_prior)
     if not self.priors:
       raise InputError(
         f"The emotion {name!r} is a label, but these weights hold no emotion priors; add them with "

@@ -11,6 +11,7 @@ import numpy as np
 from dicetalk_jax.diffusion import guidance, windows
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference import conditions
+from dicetalk_jax.inference.clips import ClipEmbedder, has_embedder
 from dicetalk_jax.inference.decoding import decode_frames, interpolate_frames
 from dicetalk_jax.inference.denoising import Constants, Plan, denoise
 from dicetalk_jax.inference.emotion import FRAMES_PER_SECOND, Emotion, resolve_emotion
@@ -22,7 +23,9 @@ from dicetalk_jax.media.face import FaceDetector
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 BANKS = ("all", "nearest")
 # These run once a clip and are small: float32 costs nothing, and rounding here would reach every frame.
-_ALWAYS_FLOAT32 = ("audio_encoder", "audio_projection", "emotion_model", "pose_guider", "frame_interpolator")
+_ALWAYS_FLOAT32 = (
+  *("audio_encoder", "audio_projection", "emotion_model", "emotion_embedder", "pose_guider", "frame_interpolator"),
+)
 
 
 class DiceTalk:
@@ -93,7 +96,7 @@ class DiceTalk:
     self._check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed)
     if dtype is not None and (dtype := _dtype(dtype)) != self.dtype:
       self.dtype, self._params = dtype, {}
-    resolved = self.resolve_emotion(emotion)
+    resolved, notes = self._resolve_emotion(emotion)
     portrait = conditions.prepare_portrait(image, size, face_box, crop, detector)
     if isinstance(audio, np.ndarray | jax.Array | list):
       audio = np.asarray(audio), RATE
@@ -136,12 +139,18 @@ class DiceTalk:
       audio=sound,
       sample_rate=rate,
       portrait_size=portrait.original_size,
-      notes=_notes(portrait, speech),
+      notes=(*notes, *_notes(portrait, speech)),
     )
 
   def resolve_emotion(self, emotion) -> Emotion:
-    """Whatever may be given as an emotion, with these weights' label priors."""
-    return resolve_emotion(emotion, self.weights.priors(), self.weights.module("emotion_model").prior_dim)
+    """Whatever may be given as an emotion, with these weights' label priors and their embedder, if they have one."""
+    return self._resolve_emotion(emotion)[0]
+
+  def _resolve_emotion(self, emotion) -> tuple[Emotion, list[str]]:
+    clips = ClipEmbedder(self.weights, self._load) if has_embedder(self.weights) else None
+    size = self.weights.module("emotion_model").prior_dim
+    resolved = resolve_emotion(emotion, self.weights.priors(), size, clips.prior if clips else None)
+    return resolved, clips.notes if clips else []
 
   def _conditions(self, portrait, speech, emotion, frames, bank, report):
     # The image's and the face's conditions are the same for all frames, padding included.
