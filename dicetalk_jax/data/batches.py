@@ -10,11 +10,13 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from dicetalk_jax.data.encoded import EncodedClip, encoded_clip, open_encoded
 from dicetalk_jax.data.index import Index
+from dicetalk_jax.data.records import EMOTIONS
 from dicetalk_jax.data.sampling import ENDLESS, Batches, Share, generator, shuffled
 from dicetalk_jax.data.windows import Sequences, jittered, jittered_box, speech_windows, starts
 from dicetalk_jax.errors import InputError
@@ -50,7 +52,8 @@ class DiffusionBatchConfig:
   Whisper's states that a frame sees; prior_frames: of the window, at 25 fps, that the emotion prior is taken from.
 
   mask_scale: the face box grows or shrinks up to this share; mask_shift: it moves up to this share of its size. Both
-  are of training alone.
+  are of training alone. reference: the portrait is a frame of the same "clip", or of another clip of the same "person",
+  so that it does not show what the emotion's prior has to tell.
   """
 
   batch: int = 8
@@ -60,6 +63,7 @@ class DiffusionBatchConfig:
   prior_frames: int = 64
   mask_scale: float = 0.1
   mask_shift: float = 0.05
+  reference: Literal["clip", "person"] = "clip"
 
   @property
   def span(self) -> int:
@@ -116,13 +120,14 @@ def diffusion_batches(
   `source.left_out` counts. Every clip of a set comes once in an epoch of it.
 
   Yields, b = batch / process_count rows: latents_mean, latents_logvar (b, frames, h, w, 4) float16, unscaled;
-  image_latents (b, h, w, 4) float16 and image_embedding (b, d) float16 of a reference frame of the same clip; audio
+  image_latents (b, h, w, 4) float16 and image_embedding (b, d) float16 of a reference frame (`config.reference`); audio
   (b, frames, positions, layers + 1, d) float16 as `inference.conditions.frame_windows` cuts it; mask_box (b, 4)
   float32, the face's x, y, w, h in pixels, and image_size (b, 2) int32, height and width; expression
   (b, prior_frames, 64), expression_mask, speech (b, prior_frames, d), speech_mask as of `embedder_batches`, a window of
   its own of the same clip; emotion, level, identity, clip (b,) int32; start (b,) int32, the first frame; valid (b,).
 
-  training=False: every clip once, in order, the middle of it, with the first reference frame, then it ends. Raises
+  training=False: every clip once, in order, the middle of it, with the first reference frame, of a person's neutral
+  clip where it is of another one and there is one, then it ends. Raises
   InputError for data that cannot be used (see `open_encoded`), pictures of several sizes, and a batch that cannot be
   divided over the processes.
   """
@@ -242,6 +247,8 @@ class _DiffusionSource:
         f"mask_scale {config.mask_scale} and mask_shift {config.mask_shift} cannot be used: the scale is from 0 up to "
         "1, the shift at least 0"
       )
+    if config.reference not in ("clip", "person"):
+      raise InputError(f"reference '{config.reference}' is not known; choose clip or person")
     self._config, self._seed, self._training = config, seed, training
     self._rows = Share(process_index, process_count).rows(config.batch, "clips")
     first, second = _Data(emotional, split, pictures=True), _Data(regular, split, pictures=True)
@@ -271,6 +278,7 @@ class _DiffusionSource:
       raise InputError(f"{folders} has pictures of {shown} pixels, which make no batch; encode all at one size")
     self.clips = index.clip
     self.identities, self._identity = np.unique(index.identity, return_inverse=True)
+    self._emotion = index.emotion
     self.fingerprint = fingerprint_of("diffusion", config, split, seed, training, index)
     self.fingerprint["data"]["emotional"] = len(first.index)
 
@@ -296,7 +304,8 @@ class _DiffusionSource:
     config = self._config
     clip = self._sets[which].clip(number - self._firsts[which])
     start = starts(clip.num_frames, config.span, 1, rng)[0]
-    reference = rng.integers(len(clip.reference_index)) if rng else 0
+    portrait = clip if config.reference == "clip" else self._another(which, number, rng) or clip
+    reference = rng.integers(len(portrait.reference_index)) if rng else 0
     prior_start = starts(clip.num_frames, config.prior_frames, 1, rng)[0]
     frames = start + config.stride * np.arange(config.frames)
     labels = {"emotion": clip.emotion, "level": clip.level, "identity": self._identity[number]}
@@ -304,8 +313,8 @@ class _DiffusionSource:
     return {
       "latents_mean": clip.latents_mean[frames],
       "latents_logvar": clip.latents_logvar[frames],
-      "image_latents": clip.latents_mean[clip.reference_index[reference]],
-      "image_embedding": clip.image_embedding[reference],
+      "image_latents": portrait.latents_mean[portrait.reference_index[reference]],
+      "image_embedding": portrait.image_embedding[reference],
       "audio": speech_windows(clip.states, frames, config.positions),
       "mask_box": jittered_box(clip.face_box, config.mask_scale, config.mask_shift, rng),
       "image_size": np.array([clip.height, clip.width], np.int32),
@@ -313,6 +322,19 @@ class _DiffusionSource:
       **{name: np.int32(value) for name, value in labels.items()},
       "valid": np.bool_(valid),
     }
+
+  def _another(self, which: int, number: int, rng) -> EncodedClip | None:
+    """Another clip of the same person and set, None where there is none; without a generator a neutral one, if any."""
+    usable = self._usable[which]
+    others = usable[(self._identity[usable] == self._identity[number]) & (usable != number)]
+    if not len(others):
+      return None
+    if rng:
+      chosen = others[rng.integers(len(others))]
+    else:
+      neutral = others[self._emotion[others] == EMOTIONS.index("neutral")]
+      chosen = (neutral if len(neutral) else others)[0]
+    return self._sets[which].clip(chosen - self._firsts[which])
 
 
 def _groups(index: Index, span: int) -> tuple[list[str], list[np.ndarray], dict[str, int]]:

@@ -217,6 +217,28 @@ def test_diffusion_rows_are_of_their_clip(mead, hdtf):
   assert phases == {0, 1}
 
 
+def test_the_portrait_may_be_of_another_clip_of_the_person(mead, hdtf):
+  config = dataclasses.replace(DIFFUSION, reference="person")
+  clips = {c.clip: c for c in MEAD + HDTF}
+
+  def portraits(batch, source):
+    """(the clip, the clips that its portrait is of), row by row."""
+    for i in np.flatnonzero(batch["valid"]):
+      portrait = batch["image_latents"][i]
+      found = [c for c in clips.values() if any(np.array_equal(c.latents_mean[r], portrait) for r in c.reference_index)]
+      yield clips[source.clips[batch["clip"][i]]], found
+
+  with make("diffusion", mead, hdtf, config=config) as batches:
+    seen = [pair for batch, _ in zip(batches, range(8), strict=False) for pair in portraits(batch, batches.source)]
+  for clip, (portrait,) in seen:
+    assert portrait.identity == clip.identity
+    # "long" is the only clip of its person.
+    assert (portrait.clip == clip.clip) == (clip.clip == "long")
+  with make("diffusion", mead, hdtf, config=config, training=False) as batches:
+    held = [pair for batch in batches for pair in portraits(batch, batches.source)]
+  assert all(portrait.emotion == 5 for clip, (portrait,) in held if clip.source == "mead")
+
+
 def test_the_prior_window_is_of_the_clip_and_masked_after_its_end(mead, hdtf):
   clips = MEAD + HDTF
   lengths = set()
@@ -360,6 +382,11 @@ def test_records_come_back_as_they_were(mead):
   for field in dataclasses.fields(EncodedClip):
     np.testing.assert_array_equal(getattr(found, field.name), getattr(MEAD[0], field.name), err_msg=field.name)
   assert found.latents_mean.dtype == found.states.dtype == np.float16
+
+
+def test_a_portrait_of_something_else_is_refused(mead, hdtf):
+  with pytest.raises(InputError, match="'somebody'"):
+    make("diffusion", mead, hdtf, config=dataclasses.replace(DIFFUSION, reference="somebody"))
 
 
 def test_what_cannot_be_batched(tmp_path, mead, hdtf):
