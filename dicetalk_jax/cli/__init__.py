@@ -1,5 +1,6 @@
 """The command line, one module a group of verbs."""
 
+import atexit
 import os
 import signal
 import sys
@@ -14,16 +15,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry():
   """What `dicetalk` starts: `main` as a whole process."""
+  # Registered first, so it runs last, after what ends worker processes. Python by itself would end by SIGINT where a
+  # Ctrl-C passed through an exec(), as dataclasses have them, even though it was caught.
+  interrupted = []
+  atexit.register(lambda: _leave() if interrupted else None)
   try:
     code = main()
   except KeyboardInterrupt:
     # While Python was still importing, or a second one while the first was being heeded.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("stopped", file=sys.stderr)
     code = 130
   if code == 130:
-    # Threads of XLA may still compile or compute, and the ordinary end of a process with these is a crash.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    # What is ending anyway is not to be interrupted again.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupted.append(True)
+    if "jax" in sys.modules:
+      # Threads of XLA may still compile or compute, and the ordinary end of a process with these is a crash.
+      _leave()
   sys.exit(code)
+
+
+def _leave():
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(130)

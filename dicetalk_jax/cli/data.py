@@ -1,18 +1,31 @@
 """The verbs `data build`, `data encode` and `data inspect`."""
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Annotated, Literal
 
 import tyro
 
-from dicetalk_jax.cli.terminal import console, progress_bars
+from dicetalk_jax.cli.terminal import console, interruptible, progress_bars
 from dicetalk_jax.data.clips import ClipsLayout
 from dicetalk_jax.data.hdtf import HdtfLayout
 from dicetalk_jax.data.mead import MeadLayout
 from dicetalk_jax.data.synthetic import SyntheticLayout
 from dicetalk_jax.data.voxceleb2 import Voxceleb2Layout
 from dicetalk_jax.errors import OutputError
+
+
+@contextlib.contextmanager
+def _progress():
+  """Bars that also stop the work where a Ctrl-C came while Python tidied up, which would lose it."""
+  with progress_bars() as show, interruptible() as stop_if_interrupted:
+
+    def progress(stage, done, total):
+      stop_if_interrupted()
+      show(stage, done, total)
+
+    yield progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +41,7 @@ class _Building:
   def run(self):
     from dicetalk_jax.data.builders import build_set
 
-    with progress_bars() as progress:
+    with _progress() as progress:
       report = build_set(self.layout, self.out, getattr(self, "root", None), self.workers, progress)
     print(report)
     print(f"next: dicetalk data inspect {self.out}")
@@ -126,7 +139,7 @@ class Encode:
   def run(self):
     from dicetalk_jax.data.encode import encode
 
-    with progress_bars() as progress:
+    with _progress() as progress:
       done = encode(
         self.data,
         self.out,
@@ -162,7 +175,7 @@ class Inspect:
 
     print(summarise(self.data))
     if self.sheet:
-      with progress_bars() as progress:
+      with _progress() as progress:
         sheet = contact_sheet(self.data, self.split, progress=progress)
       try:
         self.sheet.parent.mkdir(parents=True, exist_ok=True)

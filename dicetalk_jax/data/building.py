@@ -111,11 +111,12 @@ def build(
       for shard in shards:
         shard.assemble_if_complete()
       where = {job.name: shard for shard in shards for job in shard.jobs}
-      for job in _run(todo, make, where, workers):
-        done += 1
-        if progress:
-          progress("making clips", done, total)
-        where[job.name].assemble_if_complete()
+      with contextlib.closing(_run(todo, make, where, workers)) as made:
+        for job in made:
+          done += 1
+          if progress:
+            progress("making clips", done, total)
+          where[job.name].assemble_if_complete()
       report = _report(folder, shards, rejected)
       if not any(report.clips.values()):
         first = f"; the first: {report.rejected[0].clip}: {report.rejected[0].reason}" if report.rejected else ""
@@ -170,11 +171,11 @@ class _Shard:
 
   def made(self, job: Job) -> bool:
     """Whether a job's part is there, and, where clips were left out of it, of the files as they are now."""
+    if not self.part(job).exists():
+      return False
     try:
       with zipfile.ZipFile(self.part(job)) as part:
         facts = json.loads(part.read("facts.json"))
-    except FileNotFoundError:
-      return False
     except (zipfile.BadZipFile, KeyError, ValueError):
       facts = {"left_out": {job.name: None}}
     if facts["left_out"].get(job.name, job.state) == job.state:
@@ -330,16 +331,28 @@ def _run(jobs, make, shards, workers) -> Iterator[Job]:
 
 @contextlib.contextmanager
 def _interrupts_held():
-  """Ctrl-C waits, and processes that start meanwhile never get it: it is the parent's to take."""
+  """Ctrl-C waits, and processes that start meanwhile never get it: it is the parent's to take.
+
+  A process that is left when half started complains of it at length.
+  """
+  came = []
+  # What is blocked is inherited; but Python hears of a signal that any of its threads got, in the main one.
+  main = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None
+  handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if main else None
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     yield
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if main:
+      signal.signal(signal.SIGINT, handler)
+    if came:
+      signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
 def _pool(workers):
+  others = set(multiprocessing.active_children())
   # Spawned: a fork of a process with threads (JAX, FFmpeg) may never run.
   pool = concurrent.futures.ProcessPoolExecutor(
     workers, mp_context=multiprocessing.get_context("spawn"), initializer=begin_worker
@@ -347,6 +360,9 @@ def _pool(workers):
   try:
     yield pool
   except BaseException:
+    # A part is whole or not there, so that nothing is lost; and nobody waits for what is not wanted any more.
+    for worker in set(multiprocessing.active_children()) - others:
+      worker.kill()
     pool.shutdown(wait=False, cancel_futures=True)
     raise
   pool.shutdown()
