@@ -8,6 +8,7 @@ from rich.text import Text
 
 from dicetalk_jax.cli.data import Data
 from dicetalk_jax.cli.generate import Generate
+from dicetalk_jax.cli.priors import Priors
 from dicetalk_jax.cli.release import Convert, Download, Export, Info
 from dicetalk_jax.cli.terminal import console, use_fast_convolutions
 from dicetalk_jax.cli.train import Train, spelt_out
@@ -21,6 +22,7 @@ _VERBS = {
   "generate": Generate,
   "data": Data,
   "train": Train,
+  "priors": Priors,
   "info": Info,
 }
 

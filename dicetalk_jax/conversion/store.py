@@ -126,6 +126,14 @@ def stop_if_interrupted() -> None:
     raise KeyboardInterrupt
 
 
+def check_new(target: str | os.PathLike) -> pathlib.Path:
+  """The path at which a folder is to be made; OutputError where there is something already."""
+  target = expanded(target, OutputError).resolve()
+  if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    raise OutputError(f"{target} exists and is not an empty folder; name another one, or remove it first.")
+  return target
+
+
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike, needed: int = 0) -> Iterator[pathlib.Path]:
   """A folder to fill that takes the name `target` when the block ends well and otherwise leaves nothing.
@@ -134,10 +142,8 @@ def new_folder(target: str | os.PathLike, needed: int = 0) -> Iterator[pathlib.P
   block calls at places where it may end. Raises OutputError where the target holds something already, cannot
   be made, or where less than `needed` bytes are free.
   """
-  target = expanded(target, OutputError).resolve()
+  target = check_new(target)
   temporary = target.with_name(f".{target.name}{_TEMPORARY}")
-  if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-    raise OutputError(f"{target} exists and is not an empty folder; name another one, or remove it first.")
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     if temporary.exists():

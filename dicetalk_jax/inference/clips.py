@@ -62,6 +62,10 @@ class ClipEmbedder:
     if type(self.frames) is not int or self.frames < 1:
       raise WeightsError(f"{weights.folder}: emotion_embedder.frames is {self.frames!r}, wanted a whole number.")
 
+  def takes(self, modality: str) -> bool:
+    """Whether the embedder takes "video", the coefficients, or "audio"."""
+    return self.model.inputs in ("both", modality)
+
   def prior(self, clip) -> Prior:
     """The prior of one clip: a file (see `read_recording`), or what has `expression` and `audio` as `Recording` has.
 
@@ -81,11 +85,11 @@ class ClipEmbedder:
     """What the embedder takes of a recording, which errors call `name`; speech goes through the weights' Whisper."""
     expression = np.zeros((0, EXPRESSION_DIM), np.float32)
     speech = np.zeros((0, self.model.speech_features), np.float32)
-    if self.model.inputs != "audio" and recording.expression is not None:
+    if self.takes("video") and recording.expression is not None:
       expression = finite(recording.expression, f"The expression of {name}")
       if expression.ndim != 2 or expression.shape[1] != EXPRESSION_DIM:
         raise InputError(f"The expression of {name} has shape {expression.shape}, wanted (frames, {EXPRESSION_DIM}).")
-    if self.model.inputs != "video" and recording.audio is not None:
+    if self.takes("audio") and recording.audio is not None:
       audio = read_audio(recording.audio, name=name)
       with jax.default_matmul_precision("highest"):
         states = whisper_states(self.weights.module("audio_encoder"), self._load("audio_encoder"), audio)
@@ -100,6 +104,15 @@ class ClipEmbedder:
       wanted = {"video": "expression coefficients", "audio": "sound"}.get(self.model.inputs, "coefficients or sound")
       raise InputError(f"{name} has no {wanted}, and that is what this emotion embedder takes; give another clip.")
     return found
+
+  def taken(self, clip: Sequences) -> Sequences:
+    """Without what this embedder does not take, so of no rows where it takes nothing of the clip."""
+    expression, speech = clip.expression, clip.speech
+    if not self.takes("video"):
+      expression = np.zeros((0, EXPRESSION_DIM), np.float32)
+    if not self.takes("audio"):
+      speech = np.zeros((0, self.model.speech_features), np.float32)
+    return Sequences(expression, speech)
 
   def priors(self, clips: Iterable[Sequences]) -> Iterator[Prior]:
     """The prior of each clip, in order.
