@@ -65,13 +65,22 @@ class GenerationConfig:
 
 
 def load_preset(path: str | os.PathLike, kind: type):
-  """The `config` of a preset, a Python file that is run. Raises InputError where it is none of this kind."""
+  """The `config` of a preset, a Python file that is run, or its only value that is a `kind` where it makes several.
+
+  Raises InputError where it is none of this kind.
+  """
   path = existing_file(path, "config")
   try:
-    config = runpy.run_path(str(path)).get("config")
+    made = runpy.run_path(str(path))
   except Exception as error:
     raise InputError(f"config {path} cannot be run: {type(error).__name__}: {error}.") from error
-  if not isinstance(config, kind):
-    found = "no variable named config" if config is None else f"a config that is a {type(config).__name__}"
-    raise InputError(f"config {path} has {found}; it must make a {kind.__name__}.")
-  return config
+  config = made.get("config")
+  of_kind = [value for value in made.values() if isinstance(value, kind)]
+  if isinstance(config, kind):
+    return config
+  if len(of_kind) == 1:
+    return of_kind[0]
+  found = "no variable named config" if config is None else f"a config that is a {type(config).__name__}"
+  if of_kind:
+    found = f"{len(of_kind)} variables that are a {kind.__name__}, and none of them is named config"
+  raise InputError(f"config {path} has {found}; it must make a {kind.__name__}.")

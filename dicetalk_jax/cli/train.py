@@ -24,16 +24,9 @@ class _Training:
   out: pathlib.Path | None = None
   """Folder of the run: new, or one to go on with; default: the preset's."""
 
-  dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-  """Print parameters, memory and operations by group, and end."""
-
   def run(self):
-    kind, train, costs = self._stage()
-    config = self._config(kind)
-    if self.dry_run:
-      print(costs(config))
-      return
-    _run(train, config)
+    kind, train = self._stage()
+    _run(train, self._config(kind))
 
   def _config(self, kind):
     from dicetalk_jax.training.overrides import override
@@ -41,9 +34,27 @@ class _Training:
     config = override(load_preset(self.config, kind), self.set)
     return dataclasses.replace(config, out=str(self.out)) if self.out else config
 
-  def _stage(self) -> tuple[type, Callable, Callable]:
-    """(its configuration, what trains it, what tells its costs)."""
-    raise NotImplementedError
+  def _stage(self) -> tuple[type, Callable]:
+    """(its configuration, what trains it)."""
+    raise AssertionError("each stage has its own")
+
+
+@dataclasses.dataclass(frozen=True)
+class _ForetoldTraining(_Training):
+  """Shared by the stages whose costs can be told before."""
+
+  dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+  """Print parameters, memory and operations by group, and end."""
+
+  def run(self):
+    if not self.dry_run:
+      super().run()
+      return
+    kind, _ = self._stage()
+    print(self._costs(self._config(kind)))
+
+  def _costs(self, config):
+    raise AssertionError("each stage has its own")
 
 
 def _run(train: Callable[..., tuple[Any, Any]], config) -> None:
@@ -77,7 +88,7 @@ def _tell(what: str, values) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedder(_Training):
+class Embedder(_ForetoldTraining):
   """Train the emotion embedder on encoded sets (stage 1). Goes on where it was stopped.
 
   Example: dicetalk train embedder --config configs/embedder.py --set loop.steps=20000
@@ -85,14 +96,18 @@ class Embedder(_Training):
 
   def _stage(self):
     from dicetalk_jax.training.config import EmbedderConfig
-    from dicetalk_jax.training.dry_run import embedder_costs
     from dicetalk_jax.training.embedder import train_embedder
 
-    return EmbedderConfig, train_embedder, embedder_costs
+    return EmbedderConfig, train_embedder
+
+  def _costs(self, config):
+    from dicetalk_jax.training.dry_run import embedder_costs
+
+    return embedder_costs(config)
 
 
 @dataclasses.dataclass(frozen=True)
-class Adaptation(_Training):
+class Adaptation(_ForetoldTraining):
   """Adapt the diffusion model to speech and emotion on encoded sets (stage 2). Goes on where it was stopped.
 
   Example: dicetalk train adaptation --config configs/adaptation_512.py --set batches.batch=4
@@ -101,9 +116,69 @@ class Adaptation(_Training):
   def _stage(self):
     from dicetalk_jax.training.adaptation import train_adaptation
     from dicetalk_jax.training.config import AdaptationConfig
+
+    return AdaptationConfig, train_adaptation
+
+  def _costs(self, config):
     from dicetalk_jax.training.dry_run import adaptation_costs
 
-    return AdaptationConfig, train_adaptation, adaptation_costs
+    return adaptation_costs(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder(_Training):
+  """Train a VAE from nothing on built sets, where no release's is at hand.
+
+  Example: dicetalk train autoencoder --config configs/synthetic_small.py
+  """
+
+  def _stage(self):
+    from dicetalk_jax.training.autoencoder import train_autoencoder
+    from dicetalk_jax.training.foundations_config import AutoencoderConfig
+
+    return AutoencoderConfig, train_autoencoder
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioEncoder(_Training):
+  """Train a Whisper-shaped encoder from nothing on drawn sets, whose phonemes are known.
+
+  Example: dicetalk train audio-encoder --config configs/synthetic_small.py
+  """
+
+  def _stage(self):
+    from dicetalk_jax.training.audio_encoder import train_audio_encoder
+    from dicetalk_jax.training.foundations_config import AudioEncoderConfig
+
+    return AudioEncoderConfig, train_audio_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoder(_Training):
+  """Train a CLIP-shaped encoder from nothing on built sets: whom a picture shows.
+
+  Example: dicetalk train image-encoder --config configs/synthetic_small.py
+  """
+
+  def _stage(self):
+    from dicetalk_jax.training.foundations_config import ImageEncoderConfig
+    from dicetalk_jax.training.image_encoder import train_image_encoder
+
+    return ImageEncoderConfig, train_image_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameInterpolator(_Training):
+  """Train a RIFE-shaped frame interpolator from nothing on built sets.
+
+  Example: dicetalk train frame-interpolator --config configs/synthetic_small.py
+  """
+
+  def _stage(self):
+    from dicetalk_jax.training.foundations_config import FrameInterpolatorConfig
+    from dicetalk_jax.training.frame_interpolator import train_frame_interpolator
+
+    return FrameInterpolatorConfig, train_frame_interpolator
 
 
 def _subcommand(name, verb):
@@ -112,12 +187,19 @@ def _subcommand(name, verb):
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-  """Train the emotion embedder, or the diffusion model; Ctrl-C saves, and the same command goes on.
+  """Train the emotion embedder or the diffusion model, or what these stand on. Ctrl-C saves; the same command goes on.
 
   Example: dicetalk train embedder --config configs/embedder.py
   """
 
-  stage: tyro.conf.OmitSubcommandPrefixes[_subcommand("embedder", Embedder) | _subcommand("adaptation", Adaptation)]
+  stage: tyro.conf.OmitSubcommandPrefixes[
+    _subcommand("embedder", Embedder)
+    | _subcommand("adaptation", Adaptation)
+    | _subcommand("autoencoder", Autoencoder)
+    | _subcommand("audio-encoder", AudioEncoder)
+    | _subcommand("image-encoder", ImageEncoder)
+    | _subcommand("frame-interpolator", FrameInterpolator)
+  ]
 
   def run(self):
     self.stage.run()

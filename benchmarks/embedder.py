@@ -1,0 +1,186 @@
+"""How well emotion priors tell emotions apart (the paper's Table 5): from sound, from expression, from both.
+
+    python benchmarks/embedder.py encoded/synthetic                # drawn people; the test split's have not been seen
+    python benchmarks/embedder.py --mead FOLDER                    # real coefficients: MEAD clips with .mat beside them
+
+d_inter / d_intra of the priors' means, a person's emotions being the categories, and how often a window's nearest
+centroid among its person's is that of its emotion. MEAD: the last third of each clip is held
+out, at least a window of 32 frames.
+"""
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+import re
+import sys
+import tempfile
+
+import common
+import numpy as np
+
+from dicetalk_jax.cli.terminal import use_fast_convolutions
+from dicetalk_jax.data.batches import EmbedderBatchConfig, embedder_batches
+from dicetalk_jax.data.encoded import EncodedClip, features
+from dicetalk_jax.data.records import EMOTIONS, TRUTH
+from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+from dicetalk_jax.media.expression import read_expression
+from dicetalk_jax.training.clustering import strength_by_emotion
+from dicetalk_jax.training.config import EmbedderConfig, EmbedderModelConfig, LoopConfig, OptimizerConfig
+from dicetalk_jax.training.embedder import embed, separation, train_embedder
+
+SHOWN = ("angry", "contempt", "disgusted", "happy")
+MEAD_NAME = re.compile(rf"([MW]\d+)_\w+?_({'|'.join(EMOTIONS)})_level(\d)_\d+")
+MEAD_FRAMES = 32
+
+
+def configuration(options, data, inputs):
+  return EmbedderConfig(
+    data=(str(data),),
+    model=EmbedderModelConfig(num_layers=options.layers, inputs=inputs),
+    batches=EmbedderBatchConfig(groups=options.groups, clips=options.clips, frames=options.frames),
+    optimizer=OptimizerConfig(learning_rate=3e-4, schedule="cosine", warmup_steps=options.steps // 10, ema_decay=0.98),
+    loop=LoopConfig(steps=options.steps, seed=options.seed, validate_every=10**9, checkpoint_every=10**9),
+  )
+
+
+def measured(options, data, inputs, out):
+  """Trains, and embeds people (or moments) that it has not seen: (embedded rows, metrics)."""
+  config = configuration(options, data, inputs)
+
+  def report(step, metrics):
+    if step % 50 == 0:
+      print(f"{inputs}: step {step}, loss {metrics['loss']:.3f}", file=sys.stderr, flush=True)
+
+  model, outcome = train_embedder(config, pathlib.Path(out) / inputs, report=report, warn=lambda message: None)
+  with embedder_batches(list(config.data), config.batches, split="test", training=False) as held_out:
+    embedded = embed(model, outcome.state.averaged(), held_out)
+  return embedded, separation(embedded)
+
+
+def drawn(options, out):
+  rows = []
+  for inputs in ("audio", "video", "both"):
+    embedded, metrics = measured(options, options.data, inputs, out)
+    strengths = strength_by_emotion(*(embedded[name] for name in ("mu", "identity", "emotion")))
+    rows.append(
+      (
+        inputs,
+        *(f"{strengths[EMOTIONS.index(name)]:.2f}" for name in SHOWN),
+        f"{metrics['clustering_strength']:.2f}",
+        f"{metrics['emotion_accuracy']:.3f}",
+      )
+    )
+    common.print_table(
+      f"clustering strength, people not seen in training; {options.steps} steps, seed {options.seed}",
+      ("input", *SHOWN, "all eight", "nearest centroid"),
+      rows,
+    )
+
+
+def mead_set(folder, out):
+  """The last third of each clip's coefficients as test, the others as training; there is no sound."""
+  record, examples = features("audio"), collections.defaultdict(list)
+  for path in sorted(folder.glob("*.mat")):
+    found = MEAD_NAME.match(path.stem)
+    if not found:
+      continue
+    person, emotion, level = found.groups()
+    expression = read_expression(path)
+    cut = len(expression) - max(MEAD_FRAMES, len(expression) // 3)
+    for split, part in (("train", expression[:cut]), ("test", expression[cut:])):
+      clip = EncodedClip(
+        **dict(clip=path.stem, source="mead", split=split, identity=person, video=path.stem, sentence=""),
+        **dict(emotion=EMOTIONS.index(emotion), level=int(level), num_frames=len(part), height=256, width=256),
+        face_box=(0, 0, 256, 256),
+        expression=part,
+        truth=np.zeros((0, len(TRUTH)), np.float32),
+        states=np.zeros((2 * len(part), 1, 1), np.float16),
+      )
+      examples[split].append(serialize(record, clip.example()))
+  if not examples:
+    sys.exit(f"{folder} holds no coefficients such as M030_front_angry_level3_001.mat")
+  out.mkdir()
+  written = {split: [write_shard(out / shard_name("mead", split, 0, 1), of)] for split, of in examples.items()}
+  write_info(out, "mead", record, written)
+  return out
+
+
+def mead(options, out):
+  """Whose prior a window of the last third is nearest to: emotions of the person, people, and both."""
+  data = mead_set(options.mead, pathlib.Path(out) / "mead")
+  config = configuration(options, data, "video")
+  # Two disjoint windows of each clip make a positive pair: the shortest has 59 frames.
+  batches = dataclasses.replace(config.batches, groups=16, clips=2, frames=28, speed=0.0)
+  config = dataclasses.replace(config, batches=batches)
+  model, outcome = train_embedder(config, pathlib.Path(out) / "video", warn=lambda message: None)
+  params = outcome.state.averaged()
+  seen = windows_of(data, "train", model, params)
+  asked = windows_of(data, "test", model, params)
+  centroids = {key: np.mean(values, axis=0) for key, values in seen.items()}
+  right = collections.defaultdict(list)
+  for (person, emotion), values in asked.items():
+    for mu in values:
+      distance = {key: np.linalg.norm(mu - centroid) for key, centroid in centroids.items()}
+      nearest = min(distance, key=distance.get)
+      of_person = min((key for key in distance if key[0] == person), key=distance.get)
+      of_emotion = min((key for key in distance if key[1] == emotion), key=distance.get)
+      for name, hit in {
+        "person": nearest[0] == person,
+        "emotion": nearest[1] == emotion,
+        "emotion of the person": of_person[1] == emotion,
+        "person of the emotion": of_emotion[0] == person,
+      }.items():
+        right[name].append(hit)
+        right[name, person].append(hit)
+        right[name, emotion].append(hit)
+  people = sorted({person for person, _ in asked})
+  names = ("emotion", "person", "emotion of the person", "person of the emotion")
+  rows = [("all", *(f"{np.mean(right[name]):.3f}" for name in names), str(len(right["emotion"])))]
+  for key in (*people, *EMOTIONS):
+    if (names[0], key) in right:
+      rows.append((key, *(f"{np.mean(right[name, key]):.3f}" for name in names), str(len(right[names[0], key]))))
+  common.print_table(
+    f"MEAD, windows of {MEAD_FRAMES} frames, the last third of each clip; {options.steps} steps, seed {options.seed}",
+    ("", *(f"{name} of nearest centroid" if name in ("emotion", "person") else name for name in names), "windows"),
+    rows,
+  )
+
+
+def windows_of(data, split, model, params):
+  """(person, emotion) -> priors of windows, half a window apart."""
+  from dicetalk_jax.data.encoded import encoded_clip, open_encoded
+
+  found = collections.defaultdict(list)
+  for example in open_encoded(data, split, pictures=False)[0]:
+    clip = encoded_clip(example)
+    for start in range(0, len(clip.expression) - MEAD_FRAMES + 1, MEAD_FRAMES // 2):
+      window = clip.expression[None, start : start + MEAD_FRAMES]
+      mask = np.ones(window.shape[:2], bool)
+      nothing = np.zeros((*window.shape[:2], 1), np.float32)
+      prior = model.apply({"params": params}, window, mask, nothing, ~mask)
+      found[clip.identity, EMOTIONS[clip.emotion]].append(np.asarray(prior.mu[0]))
+  return found
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("data", nargs="?", help="encoded set of drawn clips")
+  parser.add_argument("--mead", type=pathlib.Path, help="folder of MEAD clips' coefficients")
+  parser.add_argument("--steps", type=int, default=600)
+  parser.add_argument("--groups", type=int, default=16)
+  parser.add_argument("--clips", type=int, default=3)
+  parser.add_argument("--frames", type=int, default=48)
+  parser.add_argument("--layers", type=int, default=3)
+  parser.add_argument("--seed", type=int, default=0)
+  options = parser.parse_args()
+  if bool(options.data) == bool(options.mead):
+    parser.error("give an encoded set, or --mead FOLDER")
+  use_fast_convolutions()
+  with tempfile.TemporaryDirectory() as out:
+    (mead if options.mead else drawn)(options, out)
+  print(f"\n{common.machine()}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,258 @@
+"""A network that measures pictures of the drawn world: emotion, person, and how the face is held.
+
+It is trained on true frames alone, and checked there, on people whom it has not seen, before it judges anything.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from dicetalk_jax.conversion.engine import flatten, unflatten
+from dicetalk_jax.data.clip_sets import ClipSets, Kept
+from dicetalk_jax.data.records import EMOTIONS, TRUTH
+from dicetalk_jax.data.sampling import ENDLESS, Batches, Share, generator
+from dicetalk_jax.diffusion.losses import emotion_loss
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.training.checkpoints import show
+from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
+from dicetalk_jax.training.foundations import fit
+from dicetalk_jax.training.loop import Outcome
+
+# The phoneme is no size that can be regressed.
+MEASURED = tuple(name for name in TRUTH if name != "phoneme")
+_COLUMNS = [TRUTH.index(name) for name in MEASURED]
+_FRAMES = 30  # what a random draw is for
+_FILE = "measuring.safetensors"
+
+
+class Measures(NamedTuple):
+  """Of n frames: emotion (n, 8) logits in EMOTIONS' order, identity (n, d) of length 1, face (n, len(MEASURED))."""
+
+  emotion: jax.Array
+  identity: jax.Array
+  face: jax.Array
+
+
+class MeasuringNetwork(nn.Module):
+  """Frames (n, h, w, 3) in [0, 1], sides multiples of 16 -> `Measures`, the face in deviations from its mean."""
+
+  channels: tuple[int, ...] = (32, 48, 64, 96)
+  features: int = 128
+  identity_features: int = 64
+
+  @nn.compact
+  def __call__(self, frames) -> Measures:
+    x = 2 * frames - 1
+    for i, channels in enumerate(self.channels):
+      x = nn.Conv(channels, (3, 3), (2, 2), name=f"down_{i}")(x)
+      x = nn.silu(nn.GroupNorm(8, name=f"norm_{i}")(x))
+      x = x + nn.silu(nn.Conv(channels, (3, 3), name=f"conv_{i}")(x))
+    # Where things are matters: no pooling.
+    x = x.reshape(len(x), -1)
+
+    def head(name, features):
+      return nn.Dense(features, name=name)(nn.silu(nn.Dense(self.features, name=f"{name}_in")(x)))
+
+    identity = head("identity", self.identity_features)
+    identity /= jnp.sqrt(jnp.maximum(jnp.square(identity).sum(-1, keepdims=True), 1e-12))
+    return Measures(head("emotion", len(EMOTIONS)), identity, head("face", len(MEASURED)))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuringConfig:
+  """How the measuring network is trained."""
+
+  data: tuple[str, ...] = ()
+  """Sets of drawn clips, as `dicetalk data build synthetic` leaves them."""
+
+  batch: int = 48
+  """Frames in a batch, each of another clip."""
+
+  optimizer: OptimizerConfig = dataclasses.field(
+    default_factory=lambda: OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99)
+  )
+  """Adam, learning rate, moving average."""
+
+  loop: LoopConfig = dataclasses.field(default_factory=lambda: LoopConfig(steps=1500, checkpoint_every=500))
+  """Steps, and what is written when."""
+
+  identity_temperature: float = 0.1
+  """Of the softmax over the people of training."""
+
+  memory_gb: float = 3.0
+  """Decoded frames that are kept, for speed alone."""
+
+
+class _Source:
+  """Single frames of random clips, with what is known of them."""
+
+  def __init__(self, data, split, batch, seed, memory_gb):
+    self._sets = ClipSets(data, split)
+    index = self._sets.index
+    self.size = self._sets.one_size(np.arange(len(index)))
+    self.identities, self._identity = np.unique(index.identity, return_inverse=True)
+    self._rows, self._seed, self._batch = Share(0, 1).rows(batch, "frames"), seed, batch
+    size = math.prod(self.size) * 3
+    self._frames = Kept(self._sets.frames, lambda record: size * int(index.num_frames[record]), memory_gb)
+    self._clips = Kept(self._sets.clip, lambda record: 100_000, 0.5)
+    self.fingerprint = {"kind": "measuring", "seed": seed, "clips": len(index)}
+
+  def __len__(self):
+    return ENDLESS
+
+  def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
+    rows = [self._row(generator(self._seed, _FRAMES, batch * self._batch + row)) for row in self._rows]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+  def _row(self, rng):
+    record = int(rng.integers(len(self._identity)))
+    clip = self._clips[record]
+    if clip.truth is None:
+      raise InputError(f"clip {clip.clip} has no truth; the measuring network is trained on drawn clips")
+    frame = int(rng.integers(clip.num_frames))
+    emotion = -1 if clip.emotion is None else EMOTIONS.index(clip.emotion)
+    return {
+      "frames": self._frames[record][frame],
+      "emotion": np.int32(emotion),
+      "identity": np.int32(self._identity[record]),
+      "face": clip.truth[frame, _COLUMNS],
+    }
+
+
+def _worn(frames, key):
+  """Pictures as a generated one may be: softer, noisier, lighter or darker, by an amount of each picture's own."""
+  blur, noise, gain, shift, draw = jax.random.split(key, 5)
+  n, h, w, c = frames.shape
+  share = jax.random.uniform(blur, (n, 1, 1, 1))
+  small = jax.image.resize(frames, (n, h // 2, w // 2, c), "linear")
+  frames = (1 - share) * frames + share * jax.image.resize(small, frames.shape, "cubic")
+  frames += 0.05 * jax.random.uniform(noise, (n, 1, 1, 1)) * jax.random.normal(draw, frames.shape)
+  frames *= 1 + jax.random.uniform(gain, (n, 1, 1, 3), minval=-0.1, maxval=0.1)
+  return jnp.clip(frames + jax.random.uniform(shift, (n, 1, 1, 3), minval=-0.05, maxval=0.05), 0, 1)
+
+
+def train_measuring(
+  config: MeasuringConfig,
+  folder: str | os.PathLike,
+  report: Callable[[int, dict[str, float]], None] | None = None,
+  progress: Callable[[str, int, int], None] | None = None,
+  warn: Callable[[str], None] = show,
+) -> tuple["Measuring", Outcome]:
+  """Trains in `folder`, or goes on where an earlier run of it ended, and leaves measuring.safetensors there.
+
+  Raises what `ClipSets` and `loop.train` raise, and InputError for clips without truth.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  source = _Source(list(config.data), "train", config.batch, config.loop.seed, config.memory_gb)
+  many = [source[i] for i in range(8)]
+  face = np.concatenate([batch["face"] for batch in many])
+  mean, std = face.mean(0), np.maximum(face.std(0), 1e-4)
+  module = MeasuringNetwork()
+  key = jax.random.key(config.loop.seed)
+  params = {
+    "network": jax.jit(module.init)(key, jnp.zeros((1, *source.size, 3)))["params"],
+    "people": jax.random.normal(key, (len(source.identities), module.identity_features)),
+  }
+
+  def loss_fn(params, batch, key):
+    frames = _worn(batch["frames"].astype(jnp.float32) / 255, key)
+    found = module.apply({"params": params["network"]}, frames)
+    people = params["people"] / jnp.linalg.norm(params["people"], axis=-1, keepdims=True)
+    losses = {
+      "emotion": emotion_loss(found.emotion, batch["emotion"]),
+      "identity": emotion_loss(found.identity @ people.T / config.identity_temperature, batch["identity"]),
+      "face": jnp.square(found.face - (batch["face"] - mean) / std).mean(),
+    }
+    return sum(losses.values()), losses
+
+  with Batches(source) as batches:
+    outcome = fit(
+      params,
+      loss_fn,
+      batches,
+      config.optimizer,
+      config.loop,
+      folder,
+      frames=config.batch,
+      report=report,
+      progress=progress,
+      warn=warn,
+    )
+  measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std)
+  measuring.save(folder / _FILE)
+  return measuring, outcome
+
+
+class Measuring:
+  """A trained measuring network: frames -> `Measures`, the face in its own units."""
+
+  def __init__(self, params: Mapping, mean: np.ndarray, std: np.ndarray):
+    self._params, self._mean, self._std = params, mean, std
+
+  def save(self, path: str | os.PathLike) -> None:
+    flat = {f"network/{name}": np.asarray(leaf) for name, leaf in flatten(self._params).items()}
+    safetensors.numpy.save_file(flat | {"mean": self._mean, "std": self._std}, path)
+
+  @classmethod
+  def load(cls, folder: str | os.PathLike) -> "Measuring":
+    """Of a folder of `train_measuring`; InputError where it has none."""
+    path = pathlib.Path(folder) / _FILE
+    if not path.is_file():
+      raise InputError(f"{path} is missing; train the measuring network first")
+    stored = safetensors.numpy.load_file(path)
+    flat = {name.removeprefix("network/"): leaf for name, leaf in stored.items() if name.startswith("network/")}
+    return cls(unflatten(flat), stored["mean"], stored["std"])
+
+  def __call__(self, frames: np.ndarray, batch: int = 64) -> Measures:
+    """frames (n, h, w, 3), uint8 or float in [0, 1]."""
+    frames = np.asarray(frames)
+    frames = frames.astype(np.float32) / 255 if frames.dtype == np.uint8 else frames.astype(np.float32)
+    found = []
+    for first in range(0, len(frames), batch):
+      part = frames[first : first + batch]
+      padded = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0), (0, 0)])
+      found.append([np.asarray(value)[: len(part)] for value in _measure(self._params, padded)])
+    emotion, identity, face = (np.concatenate(column) for column in zip(*found, strict=True))
+    return Measures(emotion, identity, self._mean + self._std * face)
+
+
+@functools.partial(jax.jit)
+def _measure(params, frames):
+  return MeasuringNetwork().apply({"params": params}, frames)
+
+
+def check(measuring: Measuring, data, split: str = "test", frames: int = 4) -> dict[str, float]:
+  """How well it measures true frames of a set: emotion accuracy of clips, top-1 of people, correlation of the mouth.
+
+  Of each clip `frames` frames, spread evenly. A clip's emotion is that of its mean logits; its person is looked for
+  among the first clip of each person of the split.
+  """
+  sets = ClipSets(list(data) if not isinstance(data, str | os.PathLike) else data, split)
+  index, right, identity, opening = sets.index, [], [], []
+  for record in range(len(index)):
+    clip = sets.clip(record)
+    chosen = np.linspace(0, clip.num_frames - 1, frames).astype(int)
+    found = measuring(sets.frames(record, chosen))
+    if clip.emotion is not None:
+      right.append(found.emotion.mean(0).argmax() == EMOTIONS.index(clip.emotion))
+    identity.append(found.identity.mean(0))
+    opening.append(np.stack([found.face[:, 0], clip.truth[chosen, _COLUMNS[0]]]))
+  identity = np.stack(identity)
+  _, first, person = np.unique(index.identity, return_index=True, return_inverse=True)
+  others = ~np.isin(np.arange(len(identity)), first)
+  nearest = (identity[others] @ identity[first].T).argmax(-1)
+  return {
+    "emotion_accuracy": float(np.mean(right)) if right else float("nan"),
+    "identity_top1": float((nearest == person[others]).mean()),
+    "mouth_correlation": float(np.corrcoef(np.concatenate(opening, axis=1))[0, 1]),
+  }
