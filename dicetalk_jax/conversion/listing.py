@@ -11,7 +11,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from dicetalk_jax.conversion.networks import TABLES
-from dicetalk_jax.conversion.released import OVERLAY_SUFFIX, OWN, PARTS, SETTINGS, Part, is_adapter
+from dicetalk_jax.conversion.released import (
+  EMOTION_MODEL_AS_RELEASED,
+  EMOTION_MODEL_FILE,
+  OVERLAY_SUFFIX,
+  OWN,
+  PARTS,
+  SETTINGS,
+  Part,
+  is_adapter,
+)
 from dicetalk_jax.conversion.store import item_shapes
 
 
@@ -35,6 +44,8 @@ def replaced(listing: Mapping, old: Mapping, new: Mapping, shapes: Mapping[str, 
   for part in PARTS:
     before, after = (config["networks"].get(part.network) for config in (old, new))
     if after is not None and before != after:
+      if part.network == "emotion_model":
+        documents.pop(EMOTION_MODEL_FILE, None)
       documents |= _architecture(part, after)
     if part.network not in shapes:
       continue
@@ -96,6 +107,10 @@ def _forget_indices(documents: dict[str, str], files: list[Mapping]) -> None:
 
 
 def _architecture(part: Part, config: Mapping) -> dict[str, str]:
+  if part.network == "emotion_model":
+    released = EMOTION_MODEL_AS_RELEASED
+    other = {name: config[name] for name in released if config.get(name, released[name]) != released[name]}
+    return {EMOTION_MODEL_FILE: _dump(other)} if other else {}
   if not part.config:
     return {}
   return {part.config_path: _dump({key: value for key, value in config.items() if key != "adapter_scales"})}

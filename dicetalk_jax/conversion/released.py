@@ -26,6 +26,9 @@ SETTINGS = {
 }
 DOCUMENTS = (*SETTINGS.values(), f"{SVD}/model_index.json", f"{WHISPER}/generation_config.json")
 OVERLAY_SUFFIX = ".pth"
+# What of the emotion model leaves no trace in shapes, as released; other values are said in a file of ours beside it.
+EMOTION_MODEL_FILE = f"{OWN}/emo_model.json"
+EMOTION_MODEL_AS_RELEASED = {"num_heads": 8, "conditioning": "bank"}
 _SAFETENSORS = ".safetensors"
 _FLOATS = ("float16", "bfloat16", "float32")
 
@@ -285,9 +288,9 @@ def _architecture(release: Release, part: Part, specs: Mapping[str, Spec], sourc
     "frame_interpolator": lambda shape: {"features": shape(f"{module}block0.convblock0.0.0.weight", 4)[0]},
   }
   whisper = next((network.config for network in release.networks if network.name == "audio_encoder"), None)
-  arguments = {"audio_projection": (whisper,), "pose_guider": (specs,)}.get(part.network, ())
+  arguments = {"audio_projection": (whisper,), "pose_guider": (specs,), "emotion_model": (release,)}
   try:
-    return readers[part.network](shape, *arguments)
+    return readers[part.network](shape, *arguments.get(part.network, ()))
   except ValueError as error:
     raise WeightsError(f"{source}: {error}.") from None
 
@@ -327,12 +330,20 @@ def _pose_guider(shape: Callable, specs: Mapping) -> dict:
   return {"features": shape("conv_out.weight", 4)[0], "block_features": [shape("conv_in.weight", 4)[0], *widening]}
 
 
-def _emotion_model(shape: Callable) -> dict:
-  # The number of heads leaves no trace in the shapes; released: 8.
-  return _tokens(shape, "emo_linear.") | {
-    "prior_dim": shape("emo_linear.proj1.weight", 2)[1],
-    "num_codes": shape("codebook.codebook.weight", 2)[0],
-    "num_heads": 8,
-    "mid_features": shape("classifier.fc1.weight", 2)[1],
-    "num_classes": shape("classifier.fc3.weight", 2)[0],
-  }
+def _emotion_model(shape: Callable, release: Release) -> dict:
+  said = {"num_heads": EMOTION_MODEL_AS_RELEASED["num_heads"]}
+  if (path := release.folder / EMOTION_MODEL_FILE).is_file():
+    said |= read_json(path)
+    if unknown := [name for name in said if name not in EMOTION_MODEL_AS_RELEASED]:
+      raise WeightsError(f"{path} says {', '.join(unknown)}, which is nothing that it decides.")
+    _add_document(release, path)
+  return (
+    said
+    | _tokens(shape, "emo_linear.")
+    | {
+      "prior_dim": shape("emo_linear.proj1.weight", 2)[1],
+      "num_codes": shape("codebook.codebook.weight", 2)[0],
+      "mid_features": shape("classifier.fc1.weight", 2)[1],
+      "num_classes": shape("classifier.fc3.weight", 2)[0],
+    }
+  )

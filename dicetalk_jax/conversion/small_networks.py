@@ -61,6 +61,8 @@ EMOTION_MODEL = Table(
     *_TOKEN_PROJECTION,
     Rule(r"{module:\w+\.fc\w*}.weight", "{module}/kernel", LINEAR),
     Rule("codebook.codebook.weight", "codebook/codebook/embedding"),
+    # Of an ablation that was not published.
+    Rule("query", "query"),
   ),
 )
 

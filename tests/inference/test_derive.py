@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from release import load_tensors, small_release, small_weights, write_release
-from talkers import EMBEDDER, embedder_params, with_embedder
+from talkers import EMBEDDER, embedder_params, stand_in_params, with_embedder
 
 from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.conversion.export import export
@@ -120,6 +120,27 @@ def test_a_release_in_shards_with_a_partial_unet_gets_files_with_a_place_for_eve
   for name, params in networks.items():
     assert_equal_params(again.load(name), params)
   assert_equal_params(again.load("audio_encoder"), weights.load("audio_encoder"))
+
+
+def test_another_conditioning_survives_the_way_out_and_back(weights, tmp_path):
+  sizes = weights.config["networks"]["emotion_model"] | {"conditioning": "learnable", "num_heads": 4}
+  params = stand_in_params("emotion_model", sizes)
+  derived = weights.derive(tmp_path / "new", {"emotion_model": params}, {"emotion_model": sizes})
+  export(derived.folder, tmp_path / "back", all=True)
+  again = convert_release(tmp_path / "back", tmp_path / "again")
+  assert again.config["networks"] == derived.config["networks"]
+  assert_equal_params(again.load("emotion_model"), params)
+  # As released it says nothing that the release does not.
+  plain = again.derive(
+    tmp_path / "plain",
+    {"emotion_model": weights.load("emotion_model")},
+    {"emotion_model": weights.config["networks"]["emotion_model"] | {"conditioning": "bank"}},
+  )
+  export(plain.folder, tmp_path / "released")
+  assert not list((tmp_path / "released").rglob("*.json"))
+  (tmp_path / "back" / "DICE-Talk" / "emo_model.json").write_text('{"num_codes": 64}')
+  with pytest.raises(WeightsError, match=r"emo_model\.json says num_codes, which is nothing that it decides"):
+    convert_release(tmp_path / "back", tmp_path / "wrong")
 
 
 def test_weights_that_were_trained_can_be_derived_from(weights, tmp_path):
