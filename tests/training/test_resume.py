@@ -66,7 +66,8 @@ def test_killed_at_any_moment_it_is_the_same_run(kills, start):
     found = lines(process)[before:]
     begun += [int(line.split()[0]) for line in found[:1] if " " in line]
     if kill == 1:
-      assert process.returncode == 0, said
+      # Where it had finished already there was nobody left to heed the signal.
+      assert process.returncode == 0 or lines(process)[-1] == "finished", said
       assert lines(process)[-1] in ("interrupted", "finished")
   found, ours = end(start("killed", steps))
   assert found[-1] == "finished"
