@@ -1,7 +1,8 @@
 """How well emotion priors tell emotions apart (the paper's Table 5): from sound, from expression, from both.
 
-    python benchmarks/embedder.py encoded/synthetic                # drawn people; the test split's have not been seen
+    python benchmarks/embedder.py encoded/small                    # drawn people; the test split's have not been seen
     python benchmarks/embedder.py --mead FOLDER                    # real coefficients: MEAD clips with .mat beside them
+    python benchmarks/embedder.py encoded/small --set loop.seed=1 --config configs/synthetic_small.py
 
 d_inter / d_intra of the priors' means, a person's emotions being the categories, and how often a window's nearest
 centroid among its person's is that of its emotion. MEAD: the last third of each clip is held
@@ -20,14 +21,16 @@ import common
 import numpy as np
 
 from dicetalk_jax.cli.terminal import use_fast_convolutions
-from dicetalk_jax.data.batches import EmbedderBatchConfig, embedder_batches
-from dicetalk_jax.data.encoded import EncodedClip, features
+from dicetalk_jax.config import load_preset
+from dicetalk_jax.data.batches import embedder_batches
+from dicetalk_jax.data.encoded import EncodedClip, encoded_clip, features, open_encoded
 from dicetalk_jax.data.records import EMOTIONS, TRUTH
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
 from dicetalk_jax.media.expression import read_expression
 from dicetalk_jax.training.clustering import strength_by_emotion
-from dicetalk_jax.training.config import EmbedderConfig, EmbedderModelConfig, LoopConfig, OptimizerConfig
+from dicetalk_jax.training.config import EmbedderConfig
 from dicetalk_jax.training.embedder import embed, separation, train_embedder
+from dicetalk_jax.training.overrides import override
 
 SHOWN = ("angry", "contempt", "disgusted", "happy")
 MEAD_NAME = re.compile(rf"([MW]\d+)_\w+?_({'|'.join(EMOTIONS)})_level(\d)_\d+")
@@ -35,12 +38,10 @@ MEAD_FRAMES = 32
 
 
 def configuration(options, data, inputs):
-  return EmbedderConfig(
-    data=(str(data),),
-    model=EmbedderModelConfig(num_layers=options.layers, inputs=inputs),
-    batches=EmbedderBatchConfig(groups=options.groups, clips=options.clips, frames=options.frames),
-    optimizer=OptimizerConfig(learning_rate=3e-4, schedule="cosine", warmup_steps=options.steps // 10, ema_decay=0.98),
-    loop=LoopConfig(steps=options.steps, seed=options.seed, validate_every=10**9, checkpoint_every=10**9),
+  config = override(load_preset(options.config, EmbedderConfig), options.set)
+  loop = dataclasses.replace(config.loop, validate_every=10**9, checkpoint_every=10**9)
+  return dataclasses.replace(
+    config, data=(str(data),), weights="", loop=loop, model=dataclasses.replace(config.model, inputs=inputs)
   )
 
 
@@ -63,6 +64,7 @@ def drawn(options, out):
   for inputs in ("audio", "video", "both"):
     embedded, metrics = measured(options, options.data, inputs, out)
     strengths = strength_by_emotion(*(embedded[name] for name in ("mu", "identity", "emotion")))
+    loop = configuration(options, options.data, inputs).loop
     rows.append(
       (
         inputs,
@@ -72,7 +74,7 @@ def drawn(options, out):
       )
     )
     common.print_table(
-      f"clustering strength, people not seen in training; {options.steps} steps, seed {options.seed}",
+      f"clustering strength, people not seen in training; {loop.steps} steps, seed {loop.seed}",
       ("input", *SHOWN, "all eight", "nearest centroid"),
       rows,
     )
@@ -113,6 +115,7 @@ def mead(options, out):
   # Two disjoint windows of each clip make a positive pair: the shortest has 59 frames.
   batches = dataclasses.replace(config.batches, groups=16, clips=2, frames=28, speed=0.0)
   config = dataclasses.replace(config, batches=batches)
+  loop = config.loop
   model, outcome = train_embedder(config, pathlib.Path(out) / "video", warn=lambda message: None)
   params = outcome.state.averaged()
   seen = windows_of(data, "train", model, params)
@@ -141,7 +144,7 @@ def mead(options, out):
     if (names[0], key) in right:
       rows.append((key, *(f"{np.mean(right[name, key]):.3f}" for name in names), str(len(right[names[0], key]))))
   common.print_table(
-    f"MEAD, windows of {MEAD_FRAMES} frames, the last third of each clip; {options.steps} steps, seed {options.seed}",
+    f"MEAD, windows of {MEAD_FRAMES} frames, the last third of each clip; {loop.steps} steps, seed {loop.seed}",
     ("", *(f"{name} of nearest centroid" if name in ("emotion", "person") else name for name in names), "windows"),
     rows,
   )
@@ -149,8 +152,6 @@ def mead(options, out):
 
 def windows_of(data, split, model, params):
   """(person, emotion) -> priors of windows, half a window apart."""
-  from dicetalk_jax.data.encoded import encoded_clip, open_encoded
-
   found = collections.defaultdict(list)
   for example in open_encoded(data, split, pictures=False)[0]:
     clip = encoded_clip(example)
@@ -167,12 +168,8 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("data", nargs="?", help="encoded set of drawn clips")
   parser.add_argument("--mead", type=pathlib.Path, help="folder of MEAD clips' coefficients")
-  parser.add_argument("--steps", type=int, default=600)
-  parser.add_argument("--groups", type=int, default=16)
-  parser.add_argument("--clips", type=int, default=3)
-  parser.add_argument("--frames", type=int, default=48)
-  parser.add_argument("--layers", type=int, default=3)
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--config", default="configs/synthetic_small.py", help="preset of the embedder's training")
+  parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one of its settings")
   options = parser.parse_args()
   if bool(options.data) == bool(options.mead):
     parser.error("give an encoded set, or --mead FOLDER")
