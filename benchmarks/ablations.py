@@ -1,0 +1,101 @@
+"""The ablations of the paper's Table 4 on the drawn world: what each part of the method is worth.
+
+    python benchmarks/ablations.py --config configs/synthetic_small.py --clips data/small --out runs/ablations
+
+A base model learns to draw faces that speak, all emotions dropped; then each variant adapts it, alike in all else, with
+an emotion model of its own. What it makes for people not seen, from a neutral portrait of theirs and a clip's sound and
+prior, is judged by a network that was trained on true frames. Every part goes on where it was stopped.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import time
+
+import common
+
+from dicetalk_jax.cli.terminal import use_fast_convolutions
+from dicetalk_jax.config import load_preset
+from dicetalk_jax.evaluation.ablations import VARIANTS, run_ablations, table
+from dicetalk_jax.evaluation.measuring import Measuring, MeasuringConfig, check, train_measuring
+from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.training.adaptation import train_adaptation
+from dicetalk_jax.training.config import AdaptationConfig
+from dicetalk_jax.training.overrides import override
+
+# The base sees emotions only where its speech is dropped, too rarely to learn from.
+BASE = ("objective.drop_emotion=0.85", "objective.emotion_weight=0", "samples.clips=0")
+
+
+def measuring_network(options):
+  folder = options.out / "measuring"
+  if not (folder / "measuring.safetensors").is_file():
+    loop = dataclasses.replace(MeasuringConfig().loop, steps=options.measuring_steps)
+    train_measuring(MeasuringConfig(data=tuple(options.clips), loop=loop), folder, report=printer("measuring", loop))
+  measuring = Measuring.load(folder)
+  found = check(measuring, options.clips[0])
+  print(
+    "the measuring network on true frames of people not seen:", {k: round(v, 3) for k, v in found.items()}, flush=True
+  )
+  return measuring
+
+
+def printer(name, loop):
+  begun = time.perf_counter()
+
+  def report(step, metrics):
+    if step % loop.log_every == 0 or step == loop.steps:
+      shown = {
+        key: round(value, 4) for key, value in metrics.items() if key in ("loss", "denoising", "emotion", "accuracy")
+      }
+      print(f"{name}: step {step}, {time.perf_counter() - begun:.0f} s, {shown}", flush=True)
+
+  return report
+
+
+def base_weights(config, options):
+  """The folder of the base without its emotion model, so that each variant begins with a new one."""
+  folder = options.out / "base_without_emotion"
+  if not folder.exists():
+    base = override(config, [*BASE, f"loop.steps={options.base_steps}"])
+    train_adaptation(base, options.out / "base", report=printer("base", base.loop))
+    trained = Weights.open(options.out / "base" / "weights")
+    kept = {name: trained.load(name) for name in trained.config["networks"] if name != "emotion_model"}
+    Weights.save(folder, kept, trained.config)
+  return folder
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", default="configs/synthetic_small.py", help="preset of the adaptation")
+  parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one of its settings")
+  parser.add_argument("--clips", nargs="+", required=True, help="drawn sets, as built; the first is also judged on")
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/ablations"))
+  parser.add_argument("--base-steps", type=int, default=1500)
+  parser.add_argument("--steps", type=int, default=400, help="of each variant")
+  parser.add_argument("--measuring-steps", type=int, default=800)
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+  parser.add_argument("--judged", type=int, default=64, help="clips that each variant makes")
+  options = parser.parse_args()
+  use_fast_convolutions()
+  options.out.mkdir(parents=True, exist_ok=True)
+  measuring = measuring_network(options)
+  config = override(load_preset(options.config, AdaptationConfig), options.set)
+  weights = base_weights(config, options)
+  config = override(config, [f"weights={weights}", f"loop.steps={options.steps}", "trainable=attention"])
+  results = []
+
+  def report(variant, seed, step, metrics):
+    if step % config.loop.log_every == 0:
+      print(f"{variant}, seed {seed}: step {step}, denoising {metrics['denoising']:.4f}", flush=True)
+
+  for result in run_ablations(
+    config, measuring, options.out, VARIANTS, options.seeds, clips=options.judged, report=report
+  ):
+    results.append(result)
+    print(table(results), flush=True)
+  print(f"\nbase {options.base_steps} steps, each variant {options.steps}, seeds {options.seeds}; {common.machine()}")
+
+
+if __name__ == "__main__":
+  main()
