@@ -21,6 +21,7 @@ from dicetalk_jax.training.config import EmbedderConfig
 from dicetalk_jax.training.costs import count_flops, peak_flops
 from dicetalk_jax.training.loop import Outcome, Status, Work, train
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.plots import prior_plot
 from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.training.step import LossFn, make_step
@@ -188,7 +189,10 @@ def _validation(config, model, options, warn, validated):
 
   def validate(state, log):
     with held_out:
-      scalars = separation(embed(model, state.averaged(), held_out))
+      embedded = embed(model, state.averaged(), held_out)
+    scalars = separation(embedded)
+    if plot := prior_plot("priors", embedded):
+      log.summaries(int(state.step), plot)
     if validated:
       validated(int(state.step), scalars)
     return scalars

@@ -1,8 +1,10 @@
 """The TensorBoard log of a run, written in this thread: a full disk costs lines of the log and never the training."""
 
+import collections
 import contextlib
 import os
 import pathlib
+import struct
 import time
 from collections.abc import Callable, Mapping
 
@@ -63,3 +65,32 @@ class EventLog:
     if writer is not None:
       with contextlib.suppress(OSError):
         writer.close()
+
+
+def read_scalars(folder: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
+  """The curves of a run's log folder, {name: [(step, value)]}; what a later start has done again replaces the earlier.
+
+  A file that a killed run has left without an end is read as far as it goes.
+  """
+  curves = collections.defaultdict(dict)
+  for path in sorted(pathlib.Path(folder).glob("events*"), key=lambda path: path.stat().st_mtime_ns):
+    for event in _events(path):
+      if event.HasField("session_log"):
+        for points in curves.values():
+          for step in [step for step in points if step >= event.step]:
+            del points[step]
+      for value in event.summary.value:
+        if value.HasField("simple_value"):
+          curves[value.tag][event.step] = value.simple_value
+  return {name: sorted(points.items()) for name, points in curves.items()}
+
+
+def _events(path: pathlib.Path):
+  """The events of one file: each is its length (8 bytes), a checksum (4), itself and a checksum (4)."""
+  data, place = path.read_bytes(), 0
+  while place + 12 <= len(data):
+    (size,) = struct.unpack("<Q", data[place : place + 8])
+    if place + 16 + size > len(data):
+      return
+    yield Event.FromString(data[place + 12 : place + 12 + size])
+    place += 16 + size

@@ -8,7 +8,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from dicetalk_jax.training.events import EventLog
+from dicetalk_jax.training.events import EventLog, read_scalars
 
 
 def events(folder):
@@ -61,3 +61,18 @@ def test_a_full_disk_costs_lines_alone(small_disk):
     log.scalars(300, {"loss": 2.0})
   found = [(e.step, e.summary.value[0].simple_value) for e in events(small_disk / "log") if e.summary.value]
   assert found[0] == (1, 1.0) and found[-1] == (300, 2.0)
+
+
+def test_curves_are_read_back_as_the_last_start_has_them(tmp_path):
+  for first, offset in ((1, 0.0), (4, 10.0)):
+    with EventLog(tmp_path / "log", first, print) as log:
+      for step in range(first, first + 5):
+        log.scalars(step, {"train/loss": step + offset})
+  assert read_scalars(tmp_path / "log") == {
+    "train/loss": [(1, 1.0), (2, 2.0), (3, 3.0), *((step, step + 10.0) for step in range(4, 9))]
+  }
+  # Killed while it wrote.
+  last = max((tmp_path / "log").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+  last.write_bytes(last.read_bytes()[:-3])
+  assert read_scalars(tmp_path / "log")["train/loss"][-1] == (7, 17.0)
+  assert read_scalars(tmp_path / "nothing") == {}

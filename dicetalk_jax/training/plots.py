@@ -1,0 +1,37 @@
+"""Pictures of numbers for the log, where matplotlib is installed (`pip install dicetalk-jax[analysis]`)."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from tensorboardX.proto.summary_pb2 import Summary
+
+from dicetalk_jax.data.records import EMOTIONS
+
+
+def prior_plot(name: str, embedded: Mapping[str, np.ndarray]) -> Summary | None:
+  """The priors that `embed` gives, in the plane of their two largest variances, coloured by emotion, sized by level.
+
+  None without matplotlib, or without two priors of known emotion.
+  """
+  try:
+    from matplotlib.figure import Figure
+  except ImportError:
+    return None
+  known = embedded["emotion"] >= 0
+  mu, emotion, level = (embedded[key][known] for key in ("mu", "emotion", "level"))
+  if len(mu) < 2:
+    return None
+  centred = mu - mu.mean(0)
+  plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+  figure = Figure(figsize=(6, 5), dpi=100)
+  axes = figure.add_subplot()
+  for label in np.unique(emotion):
+    of_label = emotion == label
+    axes.scatter(*plane[of_label].T, s=8 + 12 * level[of_label], color=f"C{label}", alpha=0.7, label=EMOTIONS[label])
+  axes.legend(fontsize="small")
+  axes.set(xlabel="first principal component", ylabel="second")
+  file = io.BytesIO()
+  figure.savefig(file, format="png", bbox_inches="tight")
+  image = Summary.Image(height=500, width=600, colorspace=3, encoded_image_string=file.getvalue())
+  return Summary(value=[Summary.Value(tag=name, image=image)])
