@@ -74,11 +74,11 @@ class Checkpoints:
   def save(self, state: TrainState, data: Mapping, wait: bool = False) -> None:
     """Begins to write a checkpoint of the state's step, once the one before is written; `data` is of the iterator.
 
-    wait: returns when it is written, and raises OutputError where it cannot be.
+    wait: returns when it is written, and raises OutputError where it cannot be. One that is there already stays.
     """
     self._finish()
     step = int(state.step)
-    if wait and self.latest == step:
+    if self.latest == step:
       return
     moving = _stored(state)
     needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(moving) for shard in leaf.addressable_shards)
@@ -102,6 +102,7 @@ class Checkpoints:
   def restore(self, state: TrainState) -> tuple[TrainState, dict] | None:
     """State and iterator's state of the newest checkpoint that is whole, in the shardings of `state`; None if none is.
 
+    state: also one of shapes, but for its frozen leaves (`TrainState.emptied`).
     What cannot be read is told to `warn` and renamed to <step>.damaged once an older one could be. Raises WeightsError
     for a checkpoint of another model, naming the first difference, and where none of several can be read.
     """
@@ -153,7 +154,7 @@ class Checkpoints:
       if kept["frozen"].get(path) != ours.get(path):
         raise WeightsError(
           f"{where} is of a run on other weights: its frozen '{path}' differs from this one's; start from the weights "
-          "that it began with, or train in another folder."
+          "and the dtype that it began with, or train in another folder."
         )
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted)
     found = self._orbax.load_checkpointables(step, {"state": abstract})["state"]

@@ -3,18 +3,19 @@
 import contextlib
 import dataclasses
 import enum
+import fcntl
 import os
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from dicetalk_jax.errors import DiceTalkError, InputError
+from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
 from dicetalk_jax.training.checkpoints import Checkpoints, show
 from dicetalk_jax.training.config import LoopConfig
 from dicetalk_jax.training.events import EventLog
@@ -90,12 +91,18 @@ def train(
 
   SIGTERM and Ctrl-C end it after the step that runs, with a checkpoint: INTERRUPTED; a second Ctrl-C ends it at once.
   `folder` gets checkpoints/, log/ (TensorBoard) and, where it diverges, diverged_<step>.npz. Raises DivergedError;
-  WeightsError, InputError for a checkpoint of another model or other data; InputError for data that ends; OutputError
-  where the last checkpoint cannot be written, while one before that is only told to `warn`.
+  WeightsError, InputError for a checkpoint of another model or other data; InputError for data that ends or cannot be
+  read, where what was done before is saved, for a `config` that makes no sense, and where another process trains in
+  `folder`; OutputError where the last checkpoint cannot be written, while one before that is only told to `warn`.
   """
+  _check(config)
   folder = pathlib.Path(folder).expanduser()
   with contextlib.ExitStack() as stack:
+    stack.enter_context(_alone(folder))
     checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep, config.keep_every, warn))
+    if checkpoints.latest is not None:
+      # What it would begin with makes room for what it goes on with.
+      state = state.emptied()
     if found := checkpoints.restore(state):
       state, data_state = found
       data.set_state(data_state)
@@ -129,10 +136,13 @@ def train(
         batch = _next(data, accumulate, step)
       except Exception:
         # Ctrl-C reaches processes that read data, too, and ends them.
-        if not stop.is_set():
-          raise
-        data.set_state(place_in_data)
-        break
+        if stop.is_set():
+          data.set_state(place_in_data)
+          break
+        settle()
+        if step > begin:
+          checkpoints.save(state, place_in_data)
+        raise
       state, metrics = step_fn(state, place(batch))
       settle()
       step, pending = step + 1, (step + 1, batch, metrics)
@@ -148,6 +158,44 @@ def train(
     settle()
     checkpoints.save(state, data.get_state(), wait=True)
   return Outcome(Status.FINISHED if step >= config.steps else Status.INTERRUPTED, step, state)
+
+
+def _check(config: LoopConfig) -> None:
+  for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep", "max_skipped"):
+    if (value := getattr(config, name)) < 1:
+      raise InputError(f"loop.{name} is {value}, wanted a whole number of at least 1")
+  if config.keep_every is not None and config.keep_every < 1:
+    raise InputError(f"loop.keep_every is {config.keep_every}, wanted a whole number of at least 1, or none")
+  # Beyond 32 bits jax.random.key would silently begin again at 0.
+  if not 0 <= config.seed < 2**32:
+    raise InputError(f"loop.seed is {config.seed}, wanted a whole number from 0 to {2**32 - 1}")
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+  """Holds the folder of a run for this process; one that is killed frees it. On a disk without locks it holds nothing.
+
+  The hosts of one run share its folder: the first of them holds it.
+  """
+  if jax.process_index():
+    yield
+    return
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+  except OSError as error:
+    raise OutputError(f"{folder} cannot hold a run: {error.strerror}; name another folder.") from error
+  try:
+    with contextlib.suppress(OSError):
+      try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        raise InputError(
+          f"another process trains in {folder}; wait for its end, stop it, or train in another folder"
+        ) from None
+    yield
+  finally:
+    os.close(place)
 
 
 def _next(data: Data, accumulate: int, step: int) -> dict[str, np.ndarray]:

@@ -63,6 +63,16 @@ class TrainState:
       skipped_in_row=jnp.zeros((), jnp.int32),
     )
 
+  def emptied(self) -> "TrainState":
+    """The state with shapes and shardings for all that a checkpoint brings; the memory of these arrays is freed."""
+
+    def describe(leaf):
+      described = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+      leaf.delete()
+      return described
+
+    return jax.tree.map(describe, self.replace(frozen=None)).replace(frozen=self.frozen)
+
   def latest(self) -> dict:
     """All parameters as they are now, nested."""
     return merge(self.params, self.frozen)

@@ -159,6 +159,74 @@ def test_what_has_finished_stays_so(tmp_path):
   same(again.state, outcome.state)
 
 
+def test_what_it_would_begin_with_takes_no_room_beside_what_it_goes_on_with(tmp_path):
+  run(tmp_path, LoopConfig(steps=4))
+  optimizer, step = compiled(1)
+  begun = TrainState.create(PARAMS, optimizer, jax.random.key(0), "attn|head")
+  train(begun, step, Stream(), CONFIG, tmp_path)
+  moving = jax.tree.leaves(begun.replace(frozen=None))
+  assert len(moving) > 8 and all(leaf.is_deleted() for leaf in moving)
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(begun.frozen))
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+  refused = []
+
+  def validate(state, log):
+    with pytest.raises(InputError, match=f"another process trains in {tmp_path}; wait") as failure:
+      run(tmp_path)
+    refused.append(str(failure.value))
+    return {}
+
+  outcome, _, said = run(tmp_path, validate=validate)
+  assert outcome.status == Status.FINISHED and len(refused) == 3 and said == []
+  # It is free again, and nothing is left of that.
+  assert run(tmp_path)[0].step == 12
+  assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "log"}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(OutputError, match="file/run cannot hold a run"):
+    run(tmp_path / "file" / "run")
+
+
+def test_data_that_cannot_be_read_costs_no_step(tmp_path):
+  class Damaged(Stream):
+    def __next__(self):
+      if self.next == 7:
+        raise InputError("a file is damaged")
+      return super().__next__()
+
+  _, losses, _ = run(tmp_path / "whole")
+  with pytest.raises(InputError, match="a file is damaged"):
+    run(tmp_path / "run", data=Damaged())
+  # Nor does the same again, which has done nothing.
+  with pytest.raises(InputError, match="a file is damaged"):
+    run(tmp_path / "run", data=Damaged())
+  _, after, said = run(tmp_path / "run")
+  assert after == {step: losses[step] for step in range(8, 13)} and said == []
+
+
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    (dict(log_every=0), "loop.log_every is 0"),
+    (dict(validate_every=0), "loop.validate_every is 0"),
+    (dict(checkpoint_every=-1), "loop.checkpoint_every is -1"),
+    (dict(steps=0), "loop.steps is 0"),
+    (dict(max_skipped=0), "loop.max_skipped is 0"),
+    (dict(keep_every=0), "loop.keep_every is 0"),
+    (dict(seed=-1), "loop.seed is -1"),
+    (dict(seed=2**32), "loop.seed is 4294967296"),
+  ],
+)
+def test_loops_that_make_no_sense(options, words, tmp_path):
+  with pytest.raises(InputError, match=words):
+    run(tmp_path / "run", LoopConfig(**options))
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path):
   run(tmp_path, LoopConfig(steps=5))
   outcome, losses, _ = run(tmp_path)
