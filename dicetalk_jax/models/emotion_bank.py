@@ -14,11 +14,21 @@ from dicetalk_jax.models.emotion_discriminator import EmotionDiscriminator
 
 
 class Retrieval(NamedTuple):
-  """What the bank gives for a prior: s* (..., d) straight-through, L_vq () float32, k (...,) the code's index."""
+  """What the bank gives for priors (..., 256): s* (..., d) straight-through, L_vq and the code's index k (...) each."""
 
   s_star: jax.Array
   vq_loss: jax.Array
   index: jax.Array
+
+
+def bank_loss(z, code, commitment=0.25):
+  """L_vq (Eq. 17) of z, the prior's projection, and its code: both (..., d) -> (...), squares as means over d.
+
+  The first term pulls the code to z, the second, β = `commitment`, z to the code.
+  """
+  towards_prior = jnp.square(code - lax.stop_gradient(z)).mean(-1)
+  towards_code = jnp.square(lax.stop_gradient(code) - z).mean(-1)
+  return towards_prior + commitment * towards_code
 
 
 class EmotionBank(nn.Module):
@@ -44,11 +54,8 @@ class EmotionBank(nn.Module):
     z = self.fc(s)
     index = jnp.argmin(jnp.square(z[..., None, :] - self.codes).sum(-1), axis=-1)
     code = self.codes[index]
-    # Eq. 17, as means over the elements.
-    vq_loss = jnp.square(code - lax.stop_gradient(z)).mean()
-    vq_loss += self.commitment * jnp.square(lax.stop_gradient(code) - z).mean()
     # Straight-through: the code's value, z's gradient.
-    return Retrieval(z + lax.stop_gradient(code - z), vq_loss, index)
+    return Retrieval(z + lax.stop_gradient(code - z), bank_loss(z, code, self.commitment), index)
 
 
 class EmotionAttention(nn.Module):
@@ -123,14 +130,14 @@ class EmotionModel(nn.Module):
     return self.attention(self.emo_linear(prior), memory)
 
   def retrieve(self, prior):
-    """Training's path (Eq. 9-11): (E_s, `Retrieval`), whose vq_loss is Eq. 17's mean over the batch."""
+    """Training's path (Eq. 9-11): (E_s, `Retrieval`)."""
     retrieval = self.codebook(prior)
     return self.attention(self.emo_linear(prior), self.kv_tokens_linear(retrieval.s_star)), retrieval
 
   def for_training(self, prior):
-    """(E_s, L_vq ()) as training has them: retrieved from the bank, or without one and 0."""
+    """(E_s, L_vq (b,)) as training has them: retrieved from the bank, or without one and 0."""
     if self.conditioning != "bank":
-      return self._without_bank(prior), jnp.float32(0)
+      return self._without_bank(prior), jnp.zeros(len(prior))
     tokens, retrieval = self.retrieve(prior)
     return tokens, retrieval.vq_loss
 

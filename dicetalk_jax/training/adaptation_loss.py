@@ -38,7 +38,7 @@ class Kept(NamedTuple):
 
 
 class Conditions(NamedTuple):
-  """What the U-Net is conditioned on, dropped ones replaced: as `UNet` takes them, and L_vq ()."""
+  """What the U-Net is conditioned on, dropped ones replaced: as `UNet` takes them, and L_vq (b,)."""
 
   image_latents: jax.Array
   image_tokens: jax.Array
@@ -82,7 +82,7 @@ def face_masks(box, height, width):
 
 
 def emotion_tokens(model, params, prior, keep):
-  """E_s (b, n, d) of priors (b, 256), that of a prior of zeros where not kept, and L_vq () of the priors (Eq. 9-11)."""
+  """E_s (b, n, d) of priors (b, 256), that of a prior of zeros where not kept, and L_vq (b,) (Eq. 9-11, 17)."""
 
   def run(prior, method=None):
     return model.apply({"params": params}, prior, method=method)
@@ -161,7 +161,7 @@ def objective(
   )
   (f_t,) = seen["intermediates"]["after_mid"]
   each = denoising_loss(v, x, noise, wide)
-  l_denoising = (each * valid).sum() / jnp.maximum(valid.sum(), 1)
+  l_denoising, l_vq = ((loss * valid).sum() / jnp.maximum(valid.sum(), 1) for loss in (each, given.vq_loss))
 
   label = jnp.where(keep.emotion & batch["valid"], emotion_class(batch["emotion"], batch["level"]), -1)
   logits = networks.emotion_model.apply(
@@ -175,6 +175,6 @@ def objective(
   l_cls = emotion_loss(logits, label)
   known = label >= 0
   accuracy = (known & (logits.argmax(-1) == label)).sum() / jnp.maximum(known.sum(), 1)
-  loss = l_denoising + config.emotion_weight * l_cls + given.vq_loss
-  metrics = {"loss": loss, "denoising": l_denoising, "emotion": l_cls, "vq": given.vq_loss, "accuracy": accuracy}
+  loss = l_denoising + config.emotion_weight * l_cls + l_vq
+  metrics = {"loss": loss, "denoising": l_denoising, "emotion": l_cls, "vq": l_vq, "accuracy": accuracy}
   return loss, metrics

@@ -10,7 +10,7 @@ from conftest import draw, golden, relative_error, stand_in
 
 from dicetalk_jax.conversion.engine import to_flax
 from dicetalk_jax.conversion.small_networks import EMOTION_MODEL
-from dicetalk_jax.models.emotion_bank import EmotionBank, EmotionModel
+from dicetalk_jax.models.emotion_bank import EmotionBank, EmotionModel, bank_loss
 from dicetalk_jax.models.emotion_discriminator import EmotionDiscriminator
 
 
@@ -44,7 +44,7 @@ def test_golden_retrieval():
   expected = golden("emo_model")
   tokens, retrieval = jax.jit(functools.partial(model.apply, method="retrieve"))(params, 2 * prior())
   assert relative_error(tokens[None], expected["out_retrieval"]) <= 2e-5
-  assert relative_error(retrieval.vq_loss, expected["vq_loss"]) <= 2e-5
+  assert relative_error(retrieval.vq_loss.mean(), expected["vq_loss"]) <= 2e-5
   np.testing.assert_array_equal(
     model.apply(params, 2 * prior(), bank="nearest"), model.apply(params, 2 * prior(), method="retrieve")[0]
   )
@@ -56,7 +56,7 @@ def test_golden_bank_alone():
   priors = np.stack([2 * prior(), prior("prior2")], axis=1)  # (1, 2, 256)
   retrieval = EmotionBank().apply({"params": params["params"]["codebook"]}, priors)
   assert relative_error(retrieval.s_star, expected["bank_quantized"].reshape(1, 2, 1024)) <= 2e-5
-  assert relative_error(retrieval.vq_loss, expected["bank_loss"]) <= 2e-5
+  assert relative_error(retrieval.vq_loss.mean(), expected["bank_loss"]) <= 2e-5
   np.testing.assert_array_equal(retrieval.index.reshape(2, 1), expected["bank_index"])
 
 
@@ -100,12 +100,30 @@ def test_vq_loss_moves_the_chosen_code_and_the_projection_only():
   index = int(bank.apply(params, s).index[0])
   assert index == int(np.argmin(np.linalg.norm(np.asarray(z) - codes, axis=-1)))
 
-  gradient = jax.grad(lambda p: bank.apply(p, s).vq_loss)(params)["params"]
+  gradient = jax.grad(lambda p: bank.apply(p, s).vq_loss.sum())(params)["params"]
   # Eq. 17's first term alone reaches the code, its second, with β = 0.25, alone the projection.
   towards = 2 * (codes[index] - z[0]) / 16
   np.testing.assert_allclose(gradient["codebook"]["embedding"][index], towards, rtol=1e-4, atol=1e-6)
   np.testing.assert_array_equal(np.delete(gradient["codebook"]["embedding"], index, axis=0), 0)
   np.testing.assert_allclose(gradient["fc"]["bias"], -0.25 * towards, rtol=1e-4, atol=1e-6)
+
+
+def test_the_slopes_of_equation_17_in_float64():
+  rng = np.random.default_rng(0)
+  z, code, direction = rng.normal(size=(3, 4, 16))
+  beta, h = 0.3, 1e-6
+  with jax.enable_x64(True):
+
+    def moved(along_z, along_code):
+      return float(bank_loss(z + along_z * direction, code + along_code * direction, beta).sum())
+
+    slopes = jax.grad(lambda *of: bank_loss(*of, beta).sum(), argnums=(0, 1))(z, code)
+    of_z, of_code = (float((slope * direction).sum()) for slope in slopes)
+    by_z, by_code = (moved(h, 0) - moved(-h, 0)) / (2 * h), (moved(0, h) - moved(0, -h)) / (2 * h)
+    value = np.asarray(bank_loss(z, code, beta))
+  np.testing.assert_allclose(value, (1 + beta) * np.square(z - code).mean(-1), rtol=1e-12)
+  # By value both terms move with both; the slope to the code is the first's alone, that to z the second's.
+  np.testing.assert_allclose([of_code, of_z], [by_code / (1 + beta), by_z * beta / (1 + beta)], rtol=1e-7)
 
 
 def test_the_retrieved_code_passes_gradients_straight_through():

@@ -1,12 +1,14 @@
 """The adaptation's objective, piece by piece: what is dropped, what a dropped condition is, what pulls at what."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.conversion.networks import build, network_shapes
 from dicetalk_jax.data.records import EMOTIONS
 from dicetalk_jax.demo import _CONFIG
@@ -142,7 +144,7 @@ def test_bank_learning_pulls_code_and_prior_as_equation_17_says():
   prior = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
 
   def vq(weights):
-    return model.apply({"params": weights}, prior, method=type(model).retrieve)[1].vq_loss
+    return model.apply({"params": weights}, prior, method=type(model).retrieve)[1].vq_loss.mean()
 
   slope = jax.grad(vq)(weights)["codebook"]
   fc, codes = weights["codebook"]["fc"], np.asarray(weights["codebook"]["codebook"]["embedding"], np.float64)
@@ -152,7 +154,9 @@ def test_bank_learning_pulls_code_and_prior_as_equation_17_says():
   code_slope = np.zeros_like(codes)
   np.add.at(code_slope, nearest, 2 * (codes[nearest] - z) / size)
   np.testing.assert_allclose(slope["codebook"]["embedding"], code_slope, atol=1e-6)
-  np.testing.assert_allclose(slope["fc"]["bias"], (0.25 * 2 * (z - codes[nearest]) / size).sum(0), atol=1e-6)
+  prior_slope = 0.25 * 2 * (z - codes[nearest]) / size
+  np.testing.assert_allclose(slope["fc"]["bias"], prior_slope.sum(0), atol=1e-6)
+  np.testing.assert_allclose(slope["fc"]["kernel"], prior.T @ prior_slope, atol=1e-6)
 
 
 @functools.cache
@@ -181,10 +185,26 @@ def test_the_same_key_gives_the_same_loss_and_rows_that_only_fill_count_nothing(
   assert first == again
   half = batch() | {"valid": np.array([True, False])}
   spoilt = half | {"latents_mean": np.where(half["valid"][:, None, None, None, None], half["latents_mean"], 100)}
+  spoilt["expression"] = np.where(half["valid"][:, None, None], half["expression"], 3)
   key = jax.random.key(6)
   values = [compiled(True)(params(), given, key)[0][1] for given in (half, spoilt)]
-  np.testing.assert_allclose(values[0]["denoising"], values[1]["denoising"], rtol=1e-5)
-  np.testing.assert_allclose(values[0]["emotion"], values[1]["emotion"], rtol=1e-5)
+  for name in ("denoising", "emotion", "vq"):
+    np.testing.assert_allclose(values[0][name], values[1][name], rtol=1e-5, err_msg=name)
+
+
+def test_the_slope_of_the_whole_objective():
+  given, key, h = flatten(params()), jax.random.key(3), 2e-4
+  slope = flatten(compiled(True)(params(), batch(), key)[1])
+  # Not the bank's, whose slopes are no differences of values: Eq. 17, and straight-through.
+  for part in ("unet/", "audio_projection/", r"emotion_model/(?!codebook|classifier)", ".*classifier/", "pose_guider/"):
+    # Uphill, each parameter by its size: no rounding hides it, and few ReLUs are within h of their kink.
+    uphill = {path: np.sign(slope[path]) * np.abs(leaf) for path, leaf in given.items() if re.match(part, path)}
+    expected = sum(float(np.abs(slope[path] * leaf).sum()) for path, leaf in uphill.items())
+    above, below = (
+      compiled(True)(unflatten({path: leaf + by * uphill.get(path, 0) for path, leaf in given.items()}), batch(), key)
+      for by in (np.float32(h), np.float32(-h))
+    )
+    np.testing.assert_allclose((above[0][0] - below[0][0]) / (2 * h), expected, rtol=0.01, err_msg=part)
 
 
 def test_the_prior_is_drawn_or_its_mean():
@@ -210,7 +230,7 @@ def test_without_the_bank_nothing_is_learnt_about_it(conditioning):
     return adaptation_loss.emotion_tokens(model, weights, prior, keep)
 
   tokens, vq = tokens_of(weights)
-  assert vq == 0
+  assert vq.shape == (2,) and not vq.any()
   slope = jax.grad(lambda w: tokens_of(w)[0].sum() + tokens_of(w)[0][0, 0, 0])(weights)
   assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(slope["codebook"]))
   assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(slope["kv_tokens_linear"]))
