@@ -36,9 +36,14 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """Clipping by global norm, then Adam, or AdamW where weights decay; raises InputError as of `make_schedule`."""
+  """Clipping by global norm, then Adam, or AdamW where weights decay; raises InputError for what makes neither."""
   if config.clip_norm is not None and config.clip_norm <= 0:
     raise InputError(f"clip_norm is {config.clip_norm}, wanted a number above 0, or none")
+  if not (0 <= config.b1 < 1 and 0 <= config.b2 < 1 and config.eps > 0 and config.weight_decay >= 0):
+    raise InputError(
+      f"b1 {config.b1}, b2 {config.b2}, eps {config.eps} and weight_decay {config.weight_decay} cannot be used: the "
+      "first two are from 0 up to 1, eps is above 0, weight_decay at least 0"
+    )
   adam = dict(b1=config.b1, b2=config.b2, eps=config.eps)
   schedule = make_schedule(config, steps)
   if config.weight_decay:

@@ -6,7 +6,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from dicetalk_jax.errors import InputError
@@ -52,6 +52,8 @@ def _set(config, path: str, names: list[str], text: str):
     single = ".".join(path.split(".")[: -len(rest)])
     raise InputError(f"--set {path}: {name} is a single setting and has no '{rest[0]}'; set {single}")
   kind = typing.get_type_hints(type(config))[name]
+  if typing.get_origin(kind) is Mapping:
+    raise InputError(f"--set {path}: {name} has too many parts for a command line; write it in a preset")
   try:
     return dataclasses.replace(config, **{name: _read(kind, text)})
   except ValueError:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.training.config import EmbedderConfig
+from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 from dicetalk_jax.training.overrides import override
 
 
@@ -79,6 +79,12 @@ def test_what_cannot_be_set_is_said_in_a_sentence(setting, words):
   with pytest.raises(InputError, match=words) as failure:
     override(Outer(), [setting])
   assert "\n" not in str(failure.value)
+
+
+def test_what_is_no_single_value_is_left_to_presets():
+  with pytest.raises(InputError, match="networks has too many parts for a command line; write it in a preset"):
+    override(AdaptationConfig(), ["networks=unet"])
+  assert override(AdaptationConfig(), ["emotional=a, b", "regular="]).emotional == ("a", "b")
 
 
 def test_a_path_is_given_once():

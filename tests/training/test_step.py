@@ -201,6 +201,9 @@ def test_a_schedule_without_warm_up_begins_at_its_highest():
     (dict(learning_rate=0.0), "learning_rate"),
     (dict(final_scale=1.5), "final_scale 1.5"),
     (dict(clip_norm=-1.0), "clip_norm"),
+    (dict(b1=1.0), "b1 1.0"),
+    (dict(b2=-0.1), "b2 -0.1"),
+    (dict(weight_decay=-1e-2), "weight_decay -0.01"),
     (dict(schedule="step"), "'step'"),
   ],
 )
