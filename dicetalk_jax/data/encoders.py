@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dicetalk_jax.conversion.engine import flatten
-from dicetalk_jax.data.encoded import EncodedClip, Records
+from dicetalk_jax.conversion.store import read_item
+from dicetalk_jax.data.encoded import EncodedClip, Records, encoding_config
 from dicetalk_jax.data.records import Clip, clip_of, decode_frames
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.pipeline import DTYPES
 from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.media.audio import CHUNK_SAMPLES, log_mel
+from dicetalk_jax.media.files import expanded
 from dicetalk_jax.media.image import clip_pixels
 
 _NETWORKS = {"all": ("vae", "image_encoder", "audio_encoder"), "audio": ("audio_encoder",)}
@@ -46,11 +49,10 @@ class Encoders:
     mesh = Mesh(np.array(devices), ("data",))
     self._rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     self._batch, self._chunks = batch * len(devices), (1 if on_cpu else 4) * len(devices)
-    # Each network's parameters, by a number that stays the same however they are laid out on disk.
     self.fingerprints, self._params, self._modules = {}, {}, {}
     for name in _NETWORKS[what]:
       params = weights.load(name)
-      self.fingerprints[name] = _fingerprint(params)
+      self.fingerprints[name] = fingerprint(params)
       # Sound is encoded once a clip, in the precision of `inference.pipeline`.
       compute = jnp.float32 if name == "audio_encoder" else DTYPES[self.dtype_name]
       if name == "vae":
@@ -275,7 +277,30 @@ def _ahead(pool, function, items: Iterable, threads: int) -> Iterator:
       future.cancel()
 
 
-def _fingerprint(params) -> str:
+def check_encoded_with(
+  weights: Weights, folders: Iterable[str | os.PathLike], networks: Sequence[str] = _NETWORKS["all"]
+) -> None:
+  """Raises InputError for an encoded folder that was made with other `networks` than those of `weights`.
+
+  What says nothing of how it was encoded is taken as it is. Reads each network that weights and folders share.
+  """
+  ours = {}
+  for folder in folders:
+    folder = expanded(folder, "data set")
+    made_with = (encoding_config(folder) or {}).get("networks", {})
+    for name in networks:
+      if name in made_with and name in weights.config["networks"]:
+        if name not in ours:
+          ours[name] = fingerprint(read_item(weights.folder / name))
+        if made_with[name] != ours[name]:
+          raise InputError(
+            f"{folder} was encoded with another {name.replace('_', ' ')} than that of {weights.folder}; give the "
+            "weights that it was encoded with, or encode it again with these"
+          )
+
+
+def fingerprint(params: Mapping) -> str:
+  """A number of nested parameters that stays the same however they are laid out on disk."""
   digest = hashlib.sha256()
   for path, leaf in sorted(flatten(params).items()):
     array = np.ascontiguousarray(leaf)

@@ -1,6 +1,5 @@
 """Stage 2: the compositional adaptation of the diffusion model to speech and emotion (§3.3, §4.1, Eq. 14-17)."""
 
-import itertools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -9,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dicetalk_jax.conversion.engine import flatten, unflatten
+from dicetalk_jax.conversion.store import read_item
 from dicetalk_jax.data.batches import diffusion_batches
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.training.adaptation_loss import ObjectiveConfig, objective
@@ -16,7 +17,15 @@ from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import AdaptationConfig
 from dicetalk_jax.training.costs import peak_flops, training_flops
 from dicetalk_jax.training.loop import Outcome, Status, Work, train
-from dicetalk_jax.training.networks import LEARNING, Setup, check_batch, load_params, set_up, trainable_patterns
+from dicetalk_jax.training.networks import (
+  LEARNING,
+  Setup,
+  check_batch,
+  check_trained,
+  load_params,
+  set_up,
+  trainable_patterns,
+)
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.samples import SampleWriter, prior_means
@@ -48,6 +57,7 @@ def train_adaptation(
   with diffusion_batches(workers=config.workers, **options) as batches:
     example = batches.source[0]
     check_batch(setup, example, config)
+    _tell_of_windows(setup, config, warn)
     optimizer = make_optimizer(optimizer_config, loop.steps)
     state = initial_state(setup, config, optimizer, batches.source)
     loss_fn = adaptation_loss(setup, config.objective)
@@ -72,7 +82,7 @@ def train_adaptation(
       warn=warn,
     )
   if outcome.status == Status.FINISHED:
-    save_weights(setup, outcome.state.averaged(), folder / "weights")
+    save_weights(setup, outcome.state, folder / "weights")
   return setup, outcome
 
 
@@ -91,7 +101,7 @@ def initial_state(setup: Setup, config: AdaptationConfig, optimizer, source=None
   """The state before the first step: what trains in float32, the frozen U-Net in `setup.dtype`.
 
   source: of the batches; the codes of a new emotion bank begin at priors of its clips, so that none lies where no
-  prior ever comes.
+  prior ever comes. Raises InputError for `config.trainable` that names nothing, or the emotion embedder.
   """
   params = load_params(setup, config.loop.seed)
   if "emotion_model" in setup.missing and config.conditioning == "bank" and source is not None:
@@ -99,6 +109,7 @@ def initial_state(setup: Setup, config: AdaptationConfig, optimizer, source=None
   key = jax.random.fold_in(jax.random.key(config.loop.seed), 1)
   patterns = trainable_patterns(config)
   state = TrainState.create(params, optimizer, key, patterns, ema=config.optimizer.ema_decay > 0)
+  check_trained(state.params)
   unet = jax.tree.map(lambda leaf: leaf.astype(setup.dtype), state.frozen.get("unet", {}))
   return state.replace(frozen=state.frozen | ({"unet": unet} if unet else {}))
 
@@ -120,10 +131,34 @@ def with_codes_of(setup: Setup, params: Mapping, source) -> dict:
   return emotion_model | {"codebook": emotion_model["codebook"] | {"codebook": {"embedding": codes}}}
 
 
-def save_weights(setup: Setup, params: Mapping, folder: str | os.PathLike) -> None:
-  """Writes the weights folder of a run: `params` in the place of what the networks were, in their own dtypes."""
-  networks = {name: jax.device_get(params[name]) for name in LEARNING}
+def save_weights(setup: Setup, state: TrainState, folder: str | os.PathLike) -> None:
+  """Writes the weights folder of a run: the average of what trained, and all else bit for bit as it was in the weights.
+
+  What was frozen is not taken from `state`, which may hold it in a shorter dtype. Raises OutputError where it cannot be
+  written.
+  """
+  trained, networks = flatten(state.params if state.ema is None else state.ema), {}
+  for name, shapes in setup.shapes.items():
+    if name not in LEARNING:
+      continue
+    ours = flatten(shapes)
+    given = {} if name in setup.missing else flatten(read_item(setup.weights.folder / name))
+    learnt = {path: trained[f"{name}/{path}"] for path in ours if f"{name}/{path}" in trained}
+    if not learnt and given.keys() == ours.keys():
+      continue
+    drawn = flatten(state.frozen.get(name, {}))
+    leaves = {path: next(of[path] for of in (learnt, given, drawn) if path in of) for path in ours}
+    networks[name] = unflatten(jax.device_get(leaves))
   write_result(folder, setup.weights, networks, {name: setup.architectures[name] for name in LEARNING})
+
+
+def _tell_of_windows(setup, config, warn):
+  learnt = (setup.weights.config.get("emotion_embedder") or {}).get("frames")
+  if learnt not in (None, config.batches.prior_frames):
+    warn(
+      f"The emotion embedder has learnt from windows of {learnt} frames, as generation takes them, and training takes "
+      f"priors from {config.batches.prior_frames}: batches.prior_frames={learnt} would be the same."
+    )
 
 
 def _work(setup, config, state, example) -> Work:
@@ -143,11 +178,13 @@ def _validation(setup, config, options, folder, warn, validated):
   loss_fn = adaptation_loss(setup, config.objective, training=False)
   evaluate = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1])
   samples = SampleWriter(setup, config.samples, folder / "samples") if config.samples.clips else None
+  # The same ones each time, of all people and sets.
+  source = held_out.source
+  numbers = np.unique(np.linspace(0, len(source) - 1, config.validation_batches).astype(int))
 
   def validate(state, log):
     params, found = state.averaged(), []
-    with held_out:
-      batches = list(itertools.islice(held_out, config.validation_batches))
+    batches = [source[int(number)] for number in numbers]
     for i, batch in enumerate(batches):
       metrics = evaluate(params, batch, jax.random.fold_in(jax.random.key(0), i))
       found.append((batch["valid"].sum(), jax.device_get(metrics)))

@@ -1,22 +1,28 @@
 """What a run would take, told before it is begun: parameters, memory and operations by group; nothing is trained."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dicetalk_jax.conversion.store import readable_size
 from dicetalk_jax.data.batches import diffusion_batches, embedder_batches
+from dicetalk_jax.data.records import EXPRESSION_DIM
+from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.training.adaptation import adaptation_loss
 from dicetalk_jax.training.adaptation_loss import Networks
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig, OptimizerConfig
 from dicetalk_jax.training.costs import Flops, count, count_flops, peak_flops, size, training_flops
 from dicetalk_jax.training.embedder import embedder_inputs, embedder_loss, embedder_model
-from dicetalk_jax.training.networks import batch_shapes, check_batch, set_up, trainable_patterns
+from dicetalk_jax.training.networks import batch_shapes, check_batch, check_trained, set_up, trainable_patterns
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.state import TrainState, split
 from dicetalk_jax.training.step import make_step
+
+_WHISPER_WIDTH = 384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +69,21 @@ def _duration(seconds: float) -> str:
 
 
 def adaptation_costs(config: AdaptationConfig, compiled: bool = True) -> Costs:
-  """Of the adaptation; without data or weights it goes by `config.size` and `config.networks`.
+  """Of the adaptation; where data or weights do not exist yet it goes by `config.size` and `config.networks`.
 
   compiled: also compiles the step, which takes minutes at full size, to tell what activations and the like take.
   Raises InputError and WeightsError as `train_adaptation`.
   """
   setup = set_up(config, needs_weights=False)
   batch = batch_shapes(setup, config)
-  if config.emotional or config.regular:
+  if _exists(*config.emotional, *config.regular):
     with diffusion_batches(config.emotional, config.regular, config.batches, seed=config.loop.seed) as batches:
       example = batches.source[0]
     check_batch(setup, example, config)
     batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), example)
   shapes = setup.shapes
   params, frozen = split(shapes, trainable_patterns(config))
+  check_trained(params)
   frozen |= {"unet": _as(frozen["unet"], setup.dtype)} if "unet" in frozen else {}
   flops = training_flops(setup, config.objective, params, frozen, batch)
   return _costs(
@@ -92,9 +99,15 @@ def adaptation_costs(config: AdaptationConfig, compiled: bool = True) -> Costs:
 
 
 def embedder_costs(config: EmbedderConfig, compiled: bool = True) -> Costs:
-  """Of the embedder's training; it needs the data, whose sizes it takes. Raises as `train_embedder`."""
-  with embedder_batches(list(config.data), config.batches, seed=config.loop.seed) as batches:
-    batch = batches.source[0]
+  """Of the embedder's training; where the data does not exist yet it goes by the weights' Whisper, or Whisper-tiny.
+
+  Raises as `train_embedder`.
+  """
+  if _exists(*config.data):
+    with embedder_batches(list(config.data), config.batches, seed=config.loop.seed) as batches:
+      batch = batches.source[0]
+  else:
+    batch = _embedder_batch(config)
   model = embedder_model(config, batch)
   params = jax.eval_shape(model.init, jax.random.key(0), *embedder_inputs(batch))["params"]
   loss_fn = embedder_loss(model, config.temperature, config.drop_video, config.drop_audio)
@@ -102,6 +115,25 @@ def embedder_costs(config: EmbedderConfig, compiled: bool = True) -> Costs:
   flops = count_flops(jax.grad(lambda *of: loss_fn(*of)[0]), params, batch, jax.eval_shape(lambda: jax.random.key(0)))
   rows = config.batches.groups * config.batches.clips
   return _costs({"emotion_embedder": params}, params, {}, batch, rows, flops, config, loss_fn if compiled else None)
+
+
+def _exists(*folders: str) -> bool:
+  """Whether any is there: then all have to be."""
+  return any(pathlib.Path(folder).expanduser().exists() for folder in folders)
+
+
+def _embedder_batch(config: EmbedderConfig) -> dict:
+  width = _WHISPER_WIDTH
+  if _exists(config.weights or "nothing"):
+    width = Weights.open(config.weights).config["networks"].get("audio_encoder", {}).get("d_model", width)
+  rows, frames = config.batches.groups * config.batches.clips, config.batches.frames
+  batch = {
+    name: np.zeros((rows, frames, size), np.float32)
+    for name, size in (("expression", EXPRESSION_DIM), ("speech", width))
+  }
+  batch |= dict.fromkeys(("expression_mask", "speech_mask"), np.ones((rows, frames), bool))
+  labels = ("group", "identity", "clip", "emotion", "level")
+  return batch | dict.fromkeys(labels, np.zeros(rows, np.int32)) | {"valid": np.ones(rows, bool)}
 
 
 def _costs(networks, params, frozen, batch, rows, flops, config, loss_fn) -> Costs:

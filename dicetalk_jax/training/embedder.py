@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.data.batches import embedder_batches
+from dicetalk_jax.data.encoders import check_encoded_with
 from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.weights import Weights
@@ -122,7 +123,8 @@ def train_embedder(
   A run that has finished leaves `folder`/weights: a copy of `config.weights` that has the embedder, or it alone.
   Parameters for use are `outcome.state.averaged()`. Validation is by `separation` of people of the validation split,
   where the data has one; validated(step, scalars) is called after it. Raises WeightsError for weights that are none,
-  what `loop.train` and `embedder_batches` raise, and InputError for probabilities and a temperature that are none.
+  what `loop.train` and `embedder_batches` raise, and InputError for data that was encoded with another Whisper and for
+  settings that make no sense.
   """
   _check(config)
   folder = pathlib.Path(folder or config.out).expanduser()
@@ -132,7 +134,9 @@ def train_embedder(
   with embedder_batches(list(config.data), workers=config.workers, **options) as batches:
     example = batches.source[0]
     model = embedder_model(config, example)
-    _check_weights(weights, model)
+    if weights is not None:
+      _check_weights(weights, model)
+      check_encoded_with(weights, config.data, ("audio_encoder",))
     init_key, key = jax.random.split(jax.random.key(loop.seed))
     params = jax.jit(model.init)(init_key, *embedder_inputs(example))["params"]
     optimizer = make_optimizer(optimizer_config, loop.steps)
@@ -200,8 +204,8 @@ def _validation(config, model, options, warn, validated):
   return validate
 
 
-def _check_weights(weights: Weights | None, model: EmotionEmbedder) -> None:
-  if weights is None or "audio_encoder" not in weights.config["networks"]:
+def _check_weights(weights: Weights, model: EmotionEmbedder) -> None:
+  if "audio_encoder" not in weights.config["networks"]:
     return
   made = weights.config["networks"]["audio_encoder"]["d_model"]
   if made != model.speech_features:
@@ -219,3 +223,16 @@ def _check(config: EmbedderConfig) -> None:
     )
   if config.temperature <= 0:
     raise InputError(f"temperature is {config.temperature}, wanted a number above 0")
+  model = config.model
+  for name in ("features", "num_layers", "num_fusion_layers", "num_heads", "mlp"):
+    if (value := getattr(model, name)) < 1:
+      raise InputError(f"model.{name} is {value}, wanted a whole number of at least 1")
+  if model.features % model.num_heads:
+    raise InputError(
+      f"model.features {model.features} cannot be shared among model.num_heads {model.num_heads}; give a multiple of it"
+    )
+  if not 0 <= model.dropout_rate < 1 or model.fusion_scale < 0:
+    raise InputError(
+      f"model.dropout_rate {model.dropout_rate} and model.fusion_scale {model.fusion_scale} cannot be used: the first "
+      "is from 0 up to 1, the second at least 0"
+    )

@@ -1,6 +1,7 @@
 """The networks of the adaptation: which modules, with which parameters, on which data."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.conversion.networks import build, network_shapes
+from dicetalk_jax.data.encoders import check_encoded_with
+from dicetalk_jax.data.records import EMOTIONS, LEVELS
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.pipeline import DTYPES
 from dicetalk_jax.inference.weights import Weights
@@ -15,15 +18,22 @@ from dicetalk_jax.training.adaptation_loss import Networks
 from dicetalk_jax.training.config import TRAINABLE, AdaptationConfig
 from dicetalk_jax.training.initial import initial_params, network_key
 
-# All that may train, and what is read beside it.
+# All that may train.
 LEARNING = ("unet", "audio_projection", "emotion_model", "pose_guider")
+# The policies of jax.checkpoint_policies that are none of names or of other policies.
+_REMAT_POLICIES = (
+  *("everything_saveable", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"),
+  *("checkpoint_dots", "checkpoint_dots_with_no_batch_dims"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
   """What a run of the adaptation is made of; `weights` None where nothing but architectures was given.
 
-  architectures: of every network in `modules`, as a weights folder's config.json has them, and the VAE's.
+  architectures: of every network in `modules`, as a weights folder's config.json has them, and the VAE's. dtype: what
+  the U-Net computes in, and is kept in where it is frozen; the others are small and compute in float32, as they do in
+  inference.
   missing: networks, or single parameters "network/path", that begin untrained.
   """
 
@@ -44,14 +54,16 @@ class Setup:
 def set_up(config: AdaptationConfig, needs_weights: bool = True) -> Setup:
   """Reads architectures, and no parameters. Raises WeightsError for weights that are none or lack what is needed.
 
-  needs_weights=False: weights that do not exist are passed over if `config.networks` has every architecture.
+  needs_weights=False: weights that do not exist are passed over if `config.networks` has every architecture. Raises
+  InputError for settings that make no sense, and WeightsError for networks whose sizes do not fit each other.
   """
+  _check(config)
   weights, held = None, {}
   try:
     weights = Weights.open(config.weights)
     held = dict(weights.config["networks"])
   except WeightsError:
-    if needs_weights or not config.networks:
+    if needs_weights or not config.networks or pathlib.Path(config.weights).expanduser().exists():
       raise
   architectures = dict(config.networks) | held
   for name in (*Networks._fields, "vae"):
@@ -69,19 +81,66 @@ def set_up(config: AdaptationConfig, needs_weights: bool = True) -> Setup:
 
   on_cpu = jax.default_backend() == "cpu"
   dtype = DTYPES[config.dtype or ("float32" if on_cpu else "bfloat16")]
-  if config.remat_policy is not None and not hasattr(jax.checkpoint_policies, config.remat_policy):
-    known = ", ".join(name for name in dir(jax.checkpoint_policies) if not name.startswith("_"))
-    raise InputError(f"remat_policy '{config.remat_policy}' is not known; JAX has {known}")
 
   def module(name):
-    # What gives the prior is small, and must give the one that inference has.
-    return build(name, architectures[name], jnp.float32 if name == "emotion_embedder" else dtype)
+    return build(name, architectures[name], dtype if name == "unet" else jnp.float32)
 
   modules = Networks(**{name: module(name) for name in Networks._fields})
   unet = modules.unet.clone(remat=config.remat, remat_policy=config.remat_policy)
   vae = build("vae", architectures["vae"])
+  _check_sizes(modules, vae)
   kept = {name: architectures[name] for name in (*Networks._fields, "vae")}
   return Setup(modules._replace(unet=unet), kept, vae.scaling_factor, vae.downscale, dtype, weights, tuple(missing))
+
+
+def _check(config: AdaptationConfig) -> None:
+  """InputError for settings that would only fail once training has begun, or not at all."""
+  objective = config.objective
+  drops = {name: getattr(objective, name) for name in ("drop_audio", "drop_image", "drop_emotion", "drop_all")}
+  if min(drops.values()) < 0 or sum(drops.values()) > 1:
+    said = ", ".join(f"{name} {share}" for name, share in drops.items())
+    raise InputError(f"{said} cannot be used: they are shares of the samples, of 1 together at most")
+  least = {
+    "objective.emotion_weight": (objective.emotion_weight, 0),
+    "objective.sigma_std": (objective.sigma_std, 0),
+    "samples.clips": (config.samples.clips, 0),
+    "samples.steps": (config.samples.steps, 1),
+    "validation_batches": (config.validation_batches, 1),
+  }
+  for name, (value, smallest) in least.items():
+    if value < smallest:
+      raise InputError(f"{name} is {value}, wanted a number of at least {smallest}")
+  known = {"dtype": (config.dtype, tuple(DTYPES)), "remat_policy": (config.remat_policy, _REMAT_POLICIES)}
+  for name, (value, choices) in known.items():
+    if value is not None and value not in choices:
+      raise InputError(f"{name} '{value}' is not known; choose one of {', '.join(choices)}, or none")
+
+
+def _check_sizes(modules: Networks, vae) -> None:
+  """WeightsError where one network gives what another does not take."""
+  unet, width = modules.unet, modules.unet.cross_attention_dim
+  classes = len(LEVELS) * (len(EMOTIONS) - 1) + 1
+  wanted = (
+    ("emotion_model", "prior_dim", modules.emotion_embedder.features, "the emotion embedder's features"),
+    ("emotion_model", "features", width, "the U-Net's cross_attention_dim"),
+    ("emotion_model", "mid_features", unet.block_out_channels[-1], "the U-Net's last of block_out_channels"),
+    ("emotion_model", "num_classes", classes, "neutral and each other emotion at every level"),
+    ("audio_projection", "features", width, "the U-Net's cross_attention_dim"),
+    ("pose_guider", "features", unet.block_out_channels[0], "the U-Net's first of block_out_channels"),
+    ("unet", "in_channels", 2 * vae.latent_channels, "latents of the VAE and of the portrait"),
+    ("unet", "out_channels", vae.latent_channels, "latents of the VAE"),
+  )
+  for name, field, right, why in wanted:
+    if (found := getattr(getattr(modules, name), field)) != right:
+      raise WeightsError(f"networks do not fit each other: {name}'s {field} is {found}, wanted {right}, {why}.")
+  halvings = len(modules.pose_guider.block_features) - 1
+  if 2**halvings != vae.downscale:
+    raise WeightsError(
+      f"networks do not fit each other: the pose_guider's block_features halve the size {halvings} times, and the VAE "
+      f"makes a latent of {vae.downscale} pixels."
+    )
+  if len(unet.adapter_scales) != 2:
+    raise WeightsError(f"the U-Net has {len(unet.adapter_scales)} adapters, wanted 2, for speech and emotion.")
 
 
 def _advice(name: str, folder: str) -> str:
@@ -97,6 +156,15 @@ def _advice(name: str, folder: str) -> str:
 def trainable_patterns(config: AdaptationConfig) -> list[str]:
   """The regular expressions of `config.trainable`, names spelt out."""
   return [pattern for name in config.trainable for pattern in TRAINABLE.get(name, (name,))]
+
+
+def check_trained(params: Mapping) -> None:
+  """InputError where what trains has the emotion embedder, which gives the priors and stays as it is."""
+  if "emotion_embedder" in params:
+    raise InputError(
+      "the emotion embedder does not train in this stage, and what is to train names it; begin each regular expression "
+      f"with one of {', '.join(LEARNING)}"
+    )
 
 
 def load_params(setup: Setup, seed: int) -> dict[str, dict]:
@@ -117,7 +185,7 @@ def load_params(setup: Setup, seed: int) -> dict[str, dict]:
 
 
 def check_batch(setup: Setup, batch: Mapping[str, np.ndarray], config: AdaptationConfig) -> None:
-  """Raises InputError where the data was encoded with networks of other sizes, or at another size."""
+  """Raises InputError where the data was encoded with other networks, or at another size."""
   unet, projection = setup.modules.unet, setup.architectures["audio_projection"]
   embedder = setup.modules.emotion_embedder
   latents, windows = batch["latents_mean"].shape, batch["audio"].shape
@@ -135,6 +203,8 @@ def check_batch(setup: Setup, batch: Mapping[str, np.ndarray], config: Adaptatio
         f"the data has {ours} {what}, and the weights in {config.weights} want {wanted}; encode the data with these "
         "weights"
       )
+  if setup.weights is not None:
+    check_encoded_with(setup.weights, (*config.emotional, *config.regular))
   size = tuple(setup.downscale * side for side in latents[2:4])
   if size != (config.size, config.size):
     raise InputError(

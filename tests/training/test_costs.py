@@ -1,17 +1,26 @@
 """What a run is told to cost: operations counted as by hand, memory as the arrays that there are."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dicetalk_jax.config import load_preset
 from dicetalk_jax.conversion.architectures import RELEASED, small_unet
 from dicetalk_jax.conversion.networks import build, network_shapes
 from dicetalk_jax.data.batches import DiffusionBatchConfig
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.training.config import AdaptationConfig
-from dicetalk_jax.training.costs import count_flops, peak_flops
+from dicetalk_jax.training import dry_run
+from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
+from dicetalk_jax.training.costs import Flops, count_flops, peak_flops
 from dicetalk_jax.training.dry_run import adaptation_costs
+
+PRESETS = [
+  ("embedder.py", EmbedderConfig, dry_run.embedder_costs),
+  ("adaptation_512.py", AdaptationConfig, dry_run.adaptation_costs),
+]
 
 
 def test_products_convolutions_and_loops_are_counted_as_by_hand():
@@ -71,6 +80,19 @@ def test_the_release_before_any_run():
   assert "1,626,859,242" in text and "U-Net: feed-forward" in text and "a step takes" in text
   with pytest.raises(WeightsError, match="nowhere"):
     adaptation_costs(AdaptationConfig(weights="nowhere"), compiled=False)
+
+
+@pytest.mark.parametrize("preset, kind, costs", PRESETS)
+def test_presets_are_foretold_before_there_is_data_or_weights(preset, kind, costs, tmp_path, monkeypatch):
+  monkeypatch.setattr(dry_run, "training_flops", lambda *of: Flops({"U-Net": 1e12}))  # a trace at full size takes long
+  config = load_preset(pathlib.Path(__file__).parents[2] / "configs" / preset, kind)
+  monkeypatch.chdir(tmp_path)
+  found = costs(config, compiled=False)
+  assert found.steps == config.loop.steps and found.memory["batch"] > 0 and "a step takes" in str(found)
+  # Where something is there it is to be whole.
+  (tmp_path / config.weights).mkdir(parents=True)
+  with pytest.raises(WeightsError, match=r"no config\.json"):
+    costs(config, compiled=False)
 
 
 def test_the_peak_of_a_cpu_is_what_it_multiplies():

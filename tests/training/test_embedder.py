@@ -120,6 +120,9 @@ def test_clips_without_coefficients_or_held_out_people_train_an_embedder_of_spee
     (dict(drop_audio=-0.1), "-0.1"),
     (dict(temperature=0.0), "temperature is 0.0"),
     (dict(data=()), "no data"),
+    (dict(model=EmbedderModelConfig(features=16, num_heads=3)), "features 16 cannot be shared among model.num_heads 3"),
+    (dict(model=EmbedderModelConfig(num_layers=0)), "model.num_layers is 0"),
+    (dict(model=EmbedderModelConfig(dropout_rate=1.0)), "dropout_rate 1.0"),
   ],
 )
 def test_what_cannot_be_trained(options, words, data, tmp_path):
