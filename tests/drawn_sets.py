@@ -1,6 +1,7 @@
 """Small sets of clips as building leaves them: people are patches of colour that move, and what they say are tones."""
 
 import numpy as np
+from PIL import Image
 
 from dicetalk_jax.data.records import EMOTIONS, RATE, SAMPLES_PER_FRAME, TRUTH, Clip, encode_frames, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
@@ -11,9 +12,10 @@ TONES = 4
 def drawn_clip(name, frames, identity="p0", split="train", size=16, truth=True):
   rng = np.random.default_rng([frames, *name.encode()])
   of_person = np.random.default_rng([*identity.encode()])
-  patches = of_person.integers(40, 215, (4, 4, 3)).astype(np.uint8)
-  picture = np.kron(patches, np.ones((size // 4, size // 4, 1), np.uint8))
-  video, count = encode_frames(np.roll(picture, round(3 * np.sin(0.4 * i)), axis=1) for i in range(frames))
+  patches = Image.fromarray(of_person.integers(20, 235, (4, 4, 3)).astype(np.uint8))
+  picture = np.asarray(patches.resize((size, size), Image.Resampling.BILINEAR))
+  # To and fro, two pixels a frame.
+  video, count = encode_frames(np.roll(picture, 2 * abs(i % 8 - 4), axis=1) for i in range(frames))
   # Each sound holds for some frames: the phoneme is the tone's number, the mouth is open as far as it is high.
   phoneme = np.repeat(rng.integers(0, TONES, frames), 5)[:frames]
   hertz = np.repeat(np.array([0, 300, 900, 2500])[phoneme], SAMPLES_PER_FRAME)

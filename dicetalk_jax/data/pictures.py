@@ -23,13 +23,15 @@ _CLIPS, _RUNS, _PEOPLE, _PICTURES = range(20, 24)
 @dataclasses.dataclass(frozen=True)
 class FrameBatchConfig:
   """batch: runs; frames: of a run, consecutive at 25 fps; crop: the side in pixels of the square that is cut out of the
-  frames, 0 for all of them; flip: the share of runs that are mirrored. The last two are of training alone.
+  frames, 0 for all of them; flip: the share of runs that are mirrored; recolour: the share of runs whose colours are
+  others, so that few people show many. The last three are of training alone.
   """
 
   batch: int = 2
   frames: int = 4
   crop: int = 0
   flip: float = 0.5
+  recolour: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +121,10 @@ class _Frames:
 class _FrameSource:
   def __init__(self, data, config, split, seed, process_index, process_count, training, memory_gb, limit):
     check_seed(seed)
-    if config.frames < 1 or config.crop < 0 or not 0 <= config.flip <= 1:
+    if config.frames < 1 or config.crop < 0 or not (0 <= config.flip <= 1 and 0 <= config.recolour <= 1):
       raise InputError(
-        f"frames {config.frames}, crop {config.crop} and flip {config.flip} cannot be used: the first is at least 1, "
-        "the second at least 0, the third from 0 to 1"
+        f"frames {config.frames}, crop {config.crop}, flip {config.flip} and recolour {config.recolour} cannot be "
+        "used: the first is at least 1, the second at least 0, the others are from 0 to 1"
       )
     self._config, self._seed, self._training = config, seed, training
     self._rows = Share(process_index, process_count).rows(config.batch, "runs")
@@ -162,6 +164,7 @@ class _FrameSource:
     frames = self._frames(record, start + np.arange(config.frames))
     if rng is not None:
       frames = _cut(frames, config.crop, config.flip, rng)
+      frames = _recoloured(frames, rng) if rng.random() < config.recolour else frames
     labels = {"start": start, "identity": self._identity[record], "clip": record}
     labels = {name: np.int32(value) for name, value in labels.items()}
     return {"frames": frames, **labels, "valid": np.bool_(self._training or sample < total)}
@@ -174,6 +177,14 @@ def _cut(frames: np.ndarray, crop: int, flip: float, rng) -> np.ndarray:
     y, x = rng.integers(0, h - crop + 1), rng.integers(0, w - crop + 1)
     frames = frames[:, y : y + crop, x : x + crop]
   return frames[:, :, ::-1] if rng.random() < flip else frames
+
+
+def _recoloured(frames: np.ndarray, rng) -> np.ndarray:
+  """uint8 (f, h, w, 3) with its channels in another order, each of another contrast and brightness."""
+  contrast, brightness = rng.uniform(0.5, 1.2, 3), rng.uniform(-50, 50, 3)
+  levels = np.arange(256)[:, None]
+  tables = np.clip(127.5 + contrast * (levels - 127.5) + brightness, 0, 255).astype(np.uint8)  # (level, channel)
+  return np.stack([tables[frames[..., c], i] for i, c in enumerate(rng.permutation(3))], axis=-1)
 
 
 class _PortraitSource:

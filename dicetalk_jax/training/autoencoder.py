@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -10,19 +11,15 @@ import numpy as np
 from einops import rearrange
 from tensorboardX import summary
 
-from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.data.pictures import frame_batches
 from dicetalk_jax.diffusion.picture_losses import kl_loss, psnr, pyramid_loss
 from dicetalk_jax.models.vae import VAE
+from dicetalk_jax.training.autoencoder_start import as_thumbnail
 from dicetalk_jax.training.checkpoints import show
-from dicetalk_jax.training.foundations import begin, check_downscale, check_weights, finish, fit, held_out
+from dicetalk_jax.training.foundations import begin, check_downscale, check_weights, finish, fit, held_out, validation
 from dicetalk_jax.training.foundations_config import AutoencoderConfig
-from dicetalk_jax.training.loop import Outcome
+from dicetalk_jax.training.loop import Outcome, Status
 from dicetalk_jax.training.step import LossFn
-
-# A new VAE's latents begin with little noise: with the module's own, of variance 1, it first learns that they say
-# nothing.
-_FIRST_LOGVAR = -4.0
 
 
 def autoencoder_loss(model: VAE, config: AutoencoderConfig) -> LossFn:
@@ -94,25 +91,27 @@ def _sums(model, params, frames, valid):
 
 def train_autoencoder(
   config: AutoencoderConfig,
-  folder: str | os.PathLike,
+  folder: str | os.PathLike | None = None,
   report: Callable[[int, dict[str, float]], None] | None = None,
   progress: Callable[[str, int, int], None] | None = None,
   warn: Callable[[str], None] = show,
+  validated: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> tuple[VAE, Outcome]:
-  """Trains the VAE in `folder`, or goes on where an earlier run of it ended; see `loop.train`.
+  """Trains the VAE in `folder`, by default `config.out`, or goes on; see `loop.train`.
 
   At its end `folder`/weights holds the moving average, with the `scaling_factor` that gives latents of training unit
-  variance. Validation is `reconstruction` of people of the validation split, where the data has one. Raises what
-  `loop.train`, `frame_batches` and `Weights.open` raise, and InputError for weights of losses below 0 and frames that
-  the VAE cannot divide.
+  variance. Validation is `reconstruction` of people of the validation split, where the data has one; validated(step,
+  scalars) is called after it. Raises what `loop.train`, `frame_batches` and `Weights.open` raise, and InputError for
+  weights of losses below 0 and frames that the VAE cannot divide.
   """
   check_weights(config, ("pyramid_weight", "kl_weight"))
+  folder = pathlib.Path(folder or config.out).expanduser()
   loop, batches_config = config.loop, config.batches
   options = dict(config=batches_config, seed=loop.seed, memory_gb=config.memory_gb)
-  beginning = begin("vae", _architecture(config), config.weights, loop.seed)
+  beginning = begin("vae", autoencoder_architecture(config), config.weights, loop.seed)
   model, params = beginning.module, beginning.params
   if beginning.is_new:
-    params = _first(params)
+    params = as_thumbnail(model, params)
   with frame_batches(list(config.data), workers=config.workers, **options) as batches:
     check_downscale(batches.source.size, model.downscale)
     outcome = fit(
@@ -123,18 +122,19 @@ def train_autoencoder(
       loop,
       folder,
       frames=batches_config.batch * batches_config.frames,
-      validate=_validation(config, model, options, warn),
+      validate=_validation(config, model, options, warn, validated),
       report=report,
       progress=progress,
       warn=warn,
     )
   params, architecture = outcome.state.averaged(), dict(beginning.architecture)
-  with frame_batches(list(config.data), training=False, limit=config.scaling_clips, **options) as finite:
-    architecture["scaling_factor"] = latent_scale(model, params, finite)
+  if outcome.status == Status.FINISHED:
+    with frame_batches(list(config.data), training=False, limit=config.scaling_clips, **options) as finite:
+      architecture["scaling_factor"] = latent_scale(model, params, finite)
   return finish(beginning, outcome, params, folder, architecture), outcome
 
 
-def _architecture(config: AutoencoderConfig) -> dict:
+def autoencoder_architecture(config: AutoencoderConfig) -> dict:
   """The VAE's published config.json, with these sizes."""
   channels = config.model.block_out_channels
   return {
@@ -151,39 +151,22 @@ def _architecture(config: AutoencoderConfig) -> dict:
   }
 
 
-def _first(params: Mapping) -> dict:
-  """The same with latents of little noise, and a decoder that draws each frame by itself: time is what it adds last."""
-  flat = flatten(params)
-  for path, leaf in flat.items():
-    if path.endswith("temporal_res_block/conv2/kernel"):
-      flat[path] = jnp.zeros_like(leaf)
-  mean, logvar = jnp.split(flat["quant_conv/bias"], 2)
-  flat["quant_conv/bias"] = jnp.concatenate([mean, logvar + _FIRST_LOGVAR])
-  time = flat["decoder/time_conv_out/kernel"]  # (3 frames, in, out)
-  flat["decoder/time_conv_out/kernel"] = jnp.zeros_like(time).at[1].set(jnp.eye(time.shape[1]))
-  return unflatten(flat)
-
-
-def _validation(config, model, options, warn):
+def _validation(config, model, options, warn, validated):
   unseen = held_out(
     lambda: frame_batches(
       list(config.data), split=config.validation_split, training=False, limit=config.validation_clips, **options
     ),
     warn,
   )
-  if unseen is None:
-    return None
 
-  def validate(state, log):
+  def evaluate(state, log):
     params = state.averaged()
-    with unseen:
-      found = reconstruction(model, params, unseen)
     frames = unseen.source[0]["frames"][:, 0]
     drawn = np.asarray(_redraw(model, params, frames[:, None])[2][:, 0])
     # Rows of a picture: as it is, as it is drawn.
     rows = [np.concatenate(list(row), axis=1) for row in (frames / 255, drawn)]
     picture = (255 * np.concatenate(rows)).astype(np.uint8)
     log.summaries(int(state.step), summary.image("validation/frames", picture, dataformats="HWC"))
-    return found
+    return reconstruction(model, params, unseen)
 
-  return validate
+  return validation(unseen, evaluate, validated)

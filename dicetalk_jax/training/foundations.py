@@ -1,10 +1,8 @@
 """What training the release's networks from nothing has in common: where each begins, and what its end leaves."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
@@ -14,9 +12,11 @@ from dicetalk_jax.conversion.networks import build
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
+from dicetalk_jax.training.events import EventLog
 from dicetalk_jax.training.initial import initial_params, network_key
 from dicetalk_jax.training.loop import Data, Outcome, Status, Work, train
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.training.step import LossFn, make_step
 
@@ -39,7 +39,7 @@ class Beginning:
     return build(self.network, self.architecture)
 
 
-def begin(network: str, architecture: Mapping, weights: str | os.PathLike | None, seed: int) -> Beginning:
+def begin(network: str, architecture: Mapping, weights: str | os.PathLike, seed: int) -> Beginning:
   """The network of a weights folder; where it has none, or there is no folder, a new one of `architecture`.
 
   Raises WeightsError for a folder that is none or damaged, and for an architecture that is none.
@@ -93,35 +93,38 @@ def finish(
   beginning: Beginning,
   outcome: Outcome,
   params: Mapping,
-  folder: str | os.PathLike,
+  folder: pathlib.Path,
   architecture: Mapping | None = None,
 ) -> nn.Module:
   """Writes `folder`/weights, where training has come to its end, and gives the network's module.
 
-  It is the folder that training began with, this network in its place; one of an earlier end is replaced.
-  architecture: where it has changed. Raises OutputError where it cannot be written.
+  It is the folder that training began with, this network in its place. architecture: where it has changed. Raises
+  OutputError where it cannot be written.
   """
   network, architecture = beginning.network, dict(architecture or beginning.architecture)
   if outcome.status == Status.FINISHED:
-    with replaced(pathlib.Path(folder).expanduser() / "weights") as target:
-      if beginning.weights is None:
-        Weights.save(target, {network: params}, {"networks": {network: architecture}})
-      else:
-        beginning.weights.derive(target, networks={network: params}, architectures={network: architecture})
+    params = jax.device_get(params)
+    write_result(folder / "weights", beginning.weights, {network: params}, {network: architecture})
   return build(network, architecture)
 
 
-@contextlib.contextmanager
-def replaced(folder: pathlib.Path):
-  """A path beside `folder` at which a block makes a folder that then takes the place of `folder`, whole."""
-  new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
-  for left in (new, old):
-    shutil.rmtree(left, ignore_errors=True)
-  yield new
-  if folder.exists():
-    folder.rename(old)
-  new.rename(folder)
-  shutil.rmtree(old, ignore_errors=True)
+def validation(
+  batches: Data | None,
+  evaluate: Callable[[TrainState, EventLog], Mapping[str, float]],
+  validated: Callable[[int, Mapping[str, float]], None] | None,
+) -> Callable | None:
+  """`validate` of `loop.train`: evaluate(state, log) while finite `batches` are open; None where there are none."""
+  if batches is None:
+    return None
+
+  def validate(state, log):
+    with batches:
+      scalars = evaluate(state, log)
+    if validated:
+      validated(int(state.step), scalars)
+    return scalars
+
+  return validate
 
 
 def held_out(make: Callable[[], Data], warn: Callable[[str], None]) -> Data | None:

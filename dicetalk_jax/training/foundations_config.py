@@ -79,11 +79,14 @@ class FrameInterpolatorModelConfig:
 class AutoencoderConfig:
   """The VAE, by drawing frames again: L1 + a Laplacian pyramid + KL, of latents that are drawn."""
 
+  out: str = "runs/autoencoder"
+  """Folder of the run: checkpoints, log, and the weights folder that it ends with."""
+
   data: tuple[str, ...] = ()
   """Sets of clips, as `dicetalk data build` leaves them."""
 
-  weights: str | None = None
-  """A weights folder that the result joins: training goes on from its VAE, where it has one. None: a new folder."""
+  weights: str = ""
+  """Weights folder that the result joins; training goes on from its VAE, where it has one. None: it alone."""
 
   model: AutoencoderModelConfig = AutoencoderModelConfig()
   """Sizes of a new VAE."""
@@ -130,11 +133,14 @@ class AutoencoderConfig:
 class AudioEncoderConfig:
   """Whisper's encoder, by linear heads on its states: what is said, how the mouth is held, and how it sounds."""
 
+  out: str = "runs/audio_encoder"
+  """Folder of the run: checkpoints, log, and the weights folder that it ends with."""
+
   data: tuple[str, ...] = ()
   """Sets of drawn clips, whose truth is known, as `dicetalk data build synthetic` leaves them."""
 
-  weights: str | None = None
-  """A weights folder that the result joins: training goes on from its encoder, where it has one. None: a new folder."""
+  weights: str = ""
+  """Weights folder that the result joins; training goes on from its encoder, where it has one. None: it alone."""
 
   model: AudioEncoderModelConfig = AudioEncoderModelConfig()
   """Sizes of a new encoder."""
@@ -178,11 +184,14 @@ class AudioEncoderConfig:
 class ImageEncoderConfig:
   """CLIP's vision encoder, by contrast of people (as Eq. 7, 8): a person's pictures are alike, whatever the emotion."""
 
+  out: str = "runs/image_encoder"
+  """Folder of the run: checkpoints, log, and the weights folder that it ends with."""
+
   data: tuple[str, ...] = ()
   """Sets of clips, as `dicetalk data build` leaves them."""
 
-  weights: str | None = None
-  """A weights folder that the result joins: training goes on from its encoder, where it has one. None: a new folder."""
+  weights: str = ""
+  """Weights folder that the result joins; training goes on from its encoder, where it has one. None: it alone."""
 
   model: ImageEncoderModelConfig = ImageEncoderModelConfig()
   """Sizes of a new encoder."""
@@ -220,11 +229,14 @@ class ImageEncoderConfig:
 class FrameInterpolatorConfig:
   """RIFE, by drawing the middle one of three consecutive frames at 25 fps: L1 + a Laplacian pyramid."""
 
+  out: str = "runs/frame_interpolator"
+  """Folder of the run: checkpoints, log, and the weights folder that it ends with."""
+
   data: tuple[str, ...] = ()
   """Sets of clips, as `dicetalk data build` leaves them."""
 
-  weights: str | None = None
-  """A weights folder that the result joins: training goes on from its network, where it has one. None: a new folder."""
+  weights: str = ""
+  """Weights folder that the result joins; training goes on from its network, where it has one. None: it alone."""
 
   model: FrameInterpolatorModelConfig = FrameInterpolatorModelConfig()
   """Sizes of a new network."""

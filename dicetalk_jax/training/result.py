@@ -1,11 +1,12 @@
 """The weights folder that a finished run leaves."""
 
+import contextlib
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 
 from dicetalk_jax.inference.weights import Weights
-from dicetalk_jax.training.foundations import replaced
 
 
 def write_result(
@@ -26,3 +27,16 @@ def write_result(
     else:
       base.derive(target, networks, architectures, config=config or {})
   return Weights.open(folder)
+
+
+@contextlib.contextmanager
+def replaced(folder: pathlib.Path):
+  """A path beside `folder` at which a block makes a folder that then takes the place of `folder`, whole."""
+  new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+  for left in (new, old):
+    shutil.rmtree(left, ignore_errors=True)
+  yield new
+  if folder.exists():
+    folder.rename(old)
+  new.rename(folder)
+  shutil.rmtree(old, ignore_errors=True)

@@ -85,6 +85,18 @@ def test_a_cut_is_of_one_place_and_side(data):
       assert any(np.array_equal(row, place) or np.array_equal(row, place[:, :, ::-1]) for place in places)
 
 
+def test_other_colours_keep_the_picture(data):
+  config = FrameBatchConfig(batch=4, frames=2, flip=0, recolour=1.0)
+  plain, coloured = (next(frame_batches(data, dataclasses.replace(config, recolour=share))) for share in (0.0, 1.0))
+  np.testing.assert_array_equal(plain["clip"], coloured["clip"])
+  np.testing.assert_array_equal(plain["start"], coloured["start"])
+  for before, after in zip(plain["frames"], coloured["frames"], strict=True):
+    assert np.abs(before.astype(int) - after).mean() > 5
+    # Each channel is one of those before, made lighter or darker: of the same order.
+    likeness = np.corrcoef(before.reshape(-1, 3).T, after.reshape(-1, 3).T)[:3, 3:]
+    assert (likeness.max(axis=0) > 0.95).all() and len(set(likeness.argmax(axis=0))) == 3
+
+
 def test_finite_batches_have_every_clip_once_and_end(data):
   with frame_batches(data, FRAMES, split="test", training=False) as batches:
     assert len(batches) == 3

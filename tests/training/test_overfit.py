@@ -93,7 +93,7 @@ def test_four_clips_are_learnt_by_heart_and_given_back(tmp_path):
       [loss_fn(params, batch, key)[1]["denoising"] for batch, of in zip(examples, keys, strict=True) for key in of]
     )
 
-  before = loss(initial_state(setup, config, make_optimizer(config.optimizer, 1)).latest())
+  before = loss(initial_state(setup, config, make_optimizer(config.optimizer, config.loop.steps)).latest())
   setup, outcome = train_adaptation(config, tmp_path / "run", warn=lambda message: None)
   params = outcome.state.averaged()
   after = loss(params)
