@@ -167,20 +167,6 @@ class ImageEncoder(_Training):
     return ImageEncoderConfig, train_image_encoder
 
 
-@dataclasses.dataclass(frozen=True)
-class FrameInterpolator(_Training):
-  """Train a RIFE-shaped frame interpolator from nothing on built sets.
-
-  Example: dicetalk train frame-interpolator --config configs/synthetic_small.py
-  """
-
-  def _stage(self):
-    from dicetalk_jax.training.foundations_config import FrameInterpolatorConfig
-    from dicetalk_jax.training.frame_interpolator import train_frame_interpolator
-
-    return FrameInterpolatorConfig, train_frame_interpolator
-
-
 def _subcommand(name, verb):
   return Annotated[verb, tyro.conf.subcommand(name=name)]
 
@@ -198,7 +184,6 @@ class Train:
     | _subcommand("autoencoder", Autoencoder)
     | _subcommand("audio-encoder", AudioEncoder)
     | _subcommand("image-encoder", ImageEncoder)
-    | _subcommand("frame-interpolator", FrameInterpolator)
   ]
 
   def run(self):
