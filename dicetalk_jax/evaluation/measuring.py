@@ -4,7 +4,6 @@ It is trained on true frames alone, and checked there, on people whom it has not
 """
 
 import dataclasses
-import functools
 import math
 import os
 import pathlib
@@ -26,7 +25,7 @@ from dicetalk_jax.errors import InputError
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
 from dicetalk_jax.training.foundations import fit
-from dicetalk_jax.training.loop import Outcome
+from dicetalk_jax.training.loop import Outcome, Status
 
 # The phoneme is no size that can be regressed.
 MEASURED = tuple(name for name in TRUTH if name != "phoneme")
@@ -148,7 +147,7 @@ def train_measuring(
   progress: Callable[[str, int, int], None] | None = None,
   warn: Callable[[str], None] = show,
 ) -> tuple["Measuring", Outcome]:
-  """Trains in `folder`, or goes on where an earlier run of it ended, and leaves measuring.safetensors there.
+  """Trains in `folder`, or goes on where an earlier run of it ended; a finished one leaves measuring.safetensors there.
 
   Raises what `ClipSets` and `loop.train` raise, and InputError for clips without truth.
   """
@@ -189,7 +188,8 @@ def train_measuring(
       warn=warn,
     )
   measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std)
-  measuring.save(folder / _FILE)
+  if outcome.status == Status.FINISHED:
+    measuring.save(folder / _FILE)
   return measuring, outcome
 
 
@@ -226,7 +226,7 @@ class Measuring:
     return Measures(emotion, identity, self._mean + self._std * face)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _measure(params, frames):
   return MeasuringNetwork().apply({"params": params}, frames)
 

@@ -97,7 +97,8 @@ def _check(config: AdaptationConfig) -> None:
   """InputError for settings that would only fail once training has begun, or not at all."""
   objective = config.objective
   drops = {name: getattr(objective, name) for name in ("drop_audio", "drop_image", "drop_emotion", "drop_all")}
-  if min(drops.values()) < 0 or sum(drops.values()) > 1:
+  # Shares such as 0.85 and three of 0.05 need not be 1 to the last bit.
+  if min(drops.values()) < 0 or sum(drops.values()) > 1 + 1e-9:
     said = ", ".join(f"{name} {share}" for name, share in drops.items())
     raise InputError(f"{said} cannot be used: they are shares of the samples, of 1 together at most")
   least = {

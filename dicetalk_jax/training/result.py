@@ -6,6 +6,7 @@ import pathlib
 import shutil
 from collections.abc import Mapping
 
+from dicetalk_jax.errors import OutputError
 from dicetalk_jax.inference.weights import Weights
 
 
@@ -21,11 +22,17 @@ def write_result(
   config: more of config.json's top level. One that an earlier end of the run has left is replaced, once the new one is
   whole. Raises OutputError where it cannot be written.
   """
-  with replaced(pathlib.Path(folder).expanduser()) as target:
-    if base is None:
-      Weights.save(target, networks, {"networks": dict(architectures)} | dict(config or {}))
-    else:
-      base.derive(target, networks, architectures, config=config or {})
+  try:
+    with replaced(pathlib.Path(folder).expanduser()) as target:
+      if base is None:
+        Weights.save(target, networks, {"networks": dict(architectures)} | dict(config or {}))
+      else:
+        base.derive(target, networks, architectures, config=config or {})
+  except (OutputError, OSError) as error:
+    said = str(error) if isinstance(error, OutputError) else f"{folder} could not be written: {error.strerror}."
+    raise OutputError(
+      f"{said} Training has ended and its last checkpoint is whole: mend this, and the same command writes the weights."
+    ) from error
   return Weights.open(folder)
 
 
@@ -33,6 +40,9 @@ def write_result(
 def replaced(folder: pathlib.Path):
   """A path beside `folder` at which a block makes a folder that then takes the place of `folder`, whole."""
   new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+  if old.exists() and not folder.exists():
+    # A process was killed between the two names.
+    old.rename(folder)
   for left in (new, old):
     shutil.rmtree(left, ignore_errors=True)
   yield new

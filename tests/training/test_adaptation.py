@@ -254,6 +254,7 @@ def test_the_embedder_is_not_trained_by_accident(config):
   [
     (dict(objective=ObjectiveConfig(drop_all=0.9)), "drop_all 0.9 cannot be used"),
     (dict(objective=ObjectiveConfig(drop_audio=-0.1)), "drop_audio -0.1"),
+    (dict(objective=ObjectiveConfig(drop_emotion=0.85), dtype="int8"), "dtype 'int8'"),
     (dict(objective=ObjectiveConfig(emotion_weight=-1)), "objective.emotion_weight is -1"),
     (dict(samples=SamplesConfig(steps=0)), "samples.steps is 0"),
     (dict(validation_batches=0), "validation_batches is 0"),

@@ -1,6 +1,7 @@
 """Stage 1: what is dropped and passed over, and that it learns to tell emotions of people it has not seen."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,14 @@ import numpy as np
 import pytest
 from training.encoded_clips import write_clips
 
+from dicetalk_jax.conversion.networks import network_shapes
 from dicetalk_jax.data.batches import EmbedderBatchConfig, embedder_batches
+from dicetalk_jax.data.encoded import FORMAT, VERSION
+from dicetalk_jax.data.encoders import fingerprint
+from dicetalk_jax.demo import _CONFIG
 from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.training.config import EmbedderConfig, EmbedderModelConfig, LoopConfig, OptimizerConfig
 from dicetalk_jax.training.embedder import (
   drop_modalities,
@@ -111,6 +117,21 @@ def test_clips_without_coefficients_or_held_out_people_train_an_embedder_of_spee
   _, outcome = train_embedder(config, tmp_path / "run", warn=said.append)
   assert outcome.status == Status.FINISHED and outcome.state.skipped == 0
   assert len(said) == 1 and "without validation" in said[0]
+
+
+def test_sound_of_another_whisper_is_refused(tmp_path):
+  architecture = _CONFIG["networks"]["audio_encoder"] | {"d_model": 8}
+  shapes = network_shapes("audio_encoder", architecture)
+  params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+  weights = Weights.save(tmp_path / "weights", {"audio_encoder": params}, {"networks": {"audio_encoder": architecture}})
+  data = write_clips(tmp_path / "drawn")
+  config = dataclasses.replace(CONFIG, data=(str(data),), weights=str(weights.folder))
+  for number, words in ((fingerprint(params), "loop.steps is 0"), ("0" * 16, "another audio encoder than that of")):
+    encoding = {"format": FORMAT, "version": VERSION, "networks": {"audio_encoder": number, "vae": "of no interest"}}
+    (data / "encoding.json").write_text(json.dumps(encoding))
+    with pytest.raises(InputError, match=words):
+      # Where it is the right one, the next error comes.
+      train_embedder(dataclasses.replace(config, loop=LoopConfig(steps=0)), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
