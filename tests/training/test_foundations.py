@@ -64,8 +64,8 @@ IMAGE_ENCODER = configs.ImageEncoderConfig(
 FRAME_INTERPOLATOR = configs.FrameInterpolatorConfig(
   model=configs.FrameInterpolatorModelConfig(features=8),
   batches=FrameBatchConfig(batch=4, frames=3),
-  optimizer=OptimizerConfig(**FAST),
-  loop=loop(40),
+  optimizer=OptimizerConfig(**FAST | {"learning_rate": 1e-2}),
+  loop=loop(120),
 )
 
 
@@ -193,14 +193,12 @@ def test_recognition_counts_other_clips_alone():
   assert found["retrieval"] == 1
 
 
-@pytest.mark.xfail(
-  reason="in 40 steps its loss falls by 4 % only: not shown to learn, so no verb of the command line trains it"
-)
 def test_a_frame_interpolator_learns_motion(data, tmp_path, heard):
   config = dataclasses.replace(FRAME_INTERPOLATOR, data=(data,))
   train_frame_interpolator(config, tmp_path, report=heard.report)
-  assert heard.fall < 0.8
-  assert heard.scalars["validation/psnr"] > 15 and heard.scalars["validation/average_psnr"] > 15
+  assert heard.fall < 0.6
+  # Of people it has not seen; for some forty steps it is no better than the average, until it finds the flow.
+  assert heard.scalars["validation/psnr"] > heard.scalars["validation/average_psnr"] + 0.5
   weights = Weights.open(tmp_path / "weights")
   frames = np.zeros((3, 16, 16, 3), np.float32)
   network = weights.module("frame_interpolator"), weights.load("frame_interpolator")
@@ -208,17 +206,17 @@ def test_a_frame_interpolator_learns_motion(data, tmp_path, heard):
 
 
 def test_a_run_that_goes_on_is_the_run_that_never_ended(data, tmp_path):
-  config = dataclasses.replace(AUTOENCODER, data=(data,), scaling_clips=2, validation_clips=2)
+  config = dataclasses.replace(IMAGE_ENCODER, data=(data,))
   begun = []
   for name, steps in (("whole", 6), ("parts", 3), ("parts", 6)):
     config = dataclasses.replace(config, loop=loop(steps))
-    _, outcome = train_autoencoder(config, tmp_path / name, report=lambda step, _: begun.append(step))
+    _, outcome = train_image_encoder(config, tmp_path / name, report=lambda step, _: begun.append(step))
     assert outcome.step == steps
   assert begun == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
   whole, parts = (Weights.open(tmp_path / name / "weights") for name in ("whole", "parts"))
   # The weights of the third step have been replaced.
   assert whole.config == parts.config
-  ours, theirs = flatten(parts.load("vae")), flatten(whole.load("vae"))
+  ours, theirs = flatten(parts.load("image_encoder")), flatten(whole.load("image_encoder"))
   for path, leaf in theirs.items():
     np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
   assert not [path.name for path in (tmp_path / "parts").iterdir() if path.name.startswith(".")]
@@ -227,21 +225,21 @@ def test_a_run_that_goes_on_is_the_run_that_never_ended(data, tmp_path):
 def test_a_network_joins_the_weights_that_it_begins_with(data, tmp_path):
   pose = {"pose_guider": {"features": 8, "block_features": [4, 4, 4, 4]}}
   first = initial_weights(pose, tmp_path / "first")
-  config = dataclasses.replace(FRAME_INTERPOLATOR, data=(data,), weights=str(first.folder), loop=loop(1))
-  train_frame_interpolator(config, tmp_path / "second")
+  config = dataclasses.replace(IMAGE_ENCODER, data=(data,), weights=str(first.folder), loop=loop(1))
+  train_image_encoder(config, tmp_path / "second")
   joined = Weights.open(tmp_path / "second" / "weights")
-  assert set(joined.config["networks"]) == {"pose_guider", "frame_interpolator"}
+  assert set(joined.config["networks"]) == {"pose_guider", "image_encoder"}
   jax.tree.map(np.testing.assert_array_equal, joined.load("pose_guider"), first.load("pose_guider"))
 
   # A network that is there goes on, whatever size a new one would have.
   still = OptimizerConfig(learning_rate=1e-12, ema_decay=0.0)
   config = dataclasses.replace(
-    config, weights=str(joined.folder), optimizer=still, model=configs.FrameInterpolatorModelConfig(features=4)
+    config, weights=str(joined.folder), optimizer=still, model=configs.ImageEncoderModelConfig(hidden_size=32)
   )
-  train_frame_interpolator(config, tmp_path / "third")
+  train_image_encoder(config, tmp_path / "third")
   third = Weights.open(tmp_path / "third" / "weights")
   assert third.config["networks"] == joined.config["networks"]
-  ours, theirs = (flatten(weights.load("frame_interpolator")) for weights in (third, joined))
+  ours, theirs = (flatten(weights.load("image_encoder")) for weights in (third, joined))
   for path, leaf in theirs.items():
     np.testing.assert_allclose(ours[path], leaf, atol=1e-9, err_msg=path)
 
