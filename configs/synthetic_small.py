@@ -38,10 +38,12 @@ def optimizer(rate, warmup):
 autoencoder = foundations.AutoencoderConfig(
   out=f"{RUNS}/autoencoder",
   data=(DATA,),
-  model=foundations.AutoencoderModelConfig((32, 32, 64), layers_per_block=1, norm_num_groups=1),
-  batches=FrameBatchConfig(batch=4, frames=2),
-  optimizer=optimizer(2e-3, 20),
-  loop=loop(2000),
+  model=foundations.AutoencoderModelConfig((32, 32, 64), layers_per_block=1, norm_num_groups=8),
+  batches=FrameBatchConfig(batch=2, frames=2, recolour=0.2),
+  # Faster ones undo the start, a small copy of the picture.
+  optimizer=optimizer(2e-4, 20),
+  loop=loop(1000),
+  kl_weight=3e-4,
 )
 
 audio_encoder = foundations.AudioEncoderConfig(
