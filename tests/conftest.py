@@ -1,5 +1,6 @@
 """Golden outputs and stand-in weights, as tests/golden/README.md describes them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -56,6 +58,24 @@ def relative_error(ours, reference):
   ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
   assert ours.shape == reference.shape, (ours.shape, reference.shape)
   return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+
+
+@contextlib.contextmanager
+def quick_compilation(cache=None):
+  """Programs that run a few times are not made fast; those that `cache`, a folder, has are not made again."""
+  settings = {"jax_disable_most_optimizations": True}
+  if cache:
+    settings |= {"jax_compilation_cache_dir": str(cache), "jax_persistent_cache_min_compile_time_secs": 0.0}
+  before = {name: jax.config.values[name] for name in settings}
+  try:
+    for name, value in settings.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

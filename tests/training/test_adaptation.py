@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import quick_compilation
 from talkers import stand_in_params
 from training.encoded_clips import write_clips
 
@@ -33,12 +34,10 @@ CONDITIONING = small_conditioning(64, 64, codes=4, pose_features=(8, 16, 16, 32)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Half of this file's time would be spent on making code fast that runs a few times."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+def compiled_quickly(tmp_path_factory):
+  """Half of this file's time would be spent on making code fast that runs a few times, and on making it again."""
+  with quick_compilation(tmp_path_factory.mktemp("cache")):
+    yield
 
 
 @pytest.fixture(scope="module")

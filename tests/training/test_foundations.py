@@ -193,6 +193,7 @@ def test_recognition_counts_other_clips_alone():
   assert found["retrieval"] == 1
 
 
+@pytest.mark.slow
 def test_a_frame_interpolator_learns_motion(data, tmp_path, heard):
   config = dataclasses.replace(FRAME_INTERPOLATOR, data=(data,))
   train_frame_interpolator(config, tmp_path, report=heard.report)
