@@ -80,6 +80,7 @@ class Checkpoints:
     step = int(state.step)
     if self.latest == step:
       return
+    self._clear()
     moving = _stored(state)
     needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(moving) for shard in leaf.addressable_shards)
     try:
@@ -133,6 +134,7 @@ class Checkpoints:
     try:
       self._finish()
       self._orbax.close()
+      self._clear()
     finally:
       self._restore_logging()
 
@@ -178,8 +180,7 @@ class Checkpoints:
 
   def _failed(self, step, error, raises):
     self._saving = None
-    # What is half-written would only take the room that is wanting.
-    shutil.rmtree(self._folder / f"{step}{_UNFINISHED}", ignore_errors=True)
+    self._clear()
     with contextlib.suppress(OSError):
       self._orbax.reload()
     last = "there is none before it" if self.latest is None else f"the last is that of step {self.latest}"
@@ -187,6 +188,15 @@ class Checkpoints:
     if raises:
       raise OutputError(message) from error
     self._warn(message)
+
+  def _clear(self):
+    """Removes what is half-written, which would only take the room that is wanting.
+
+    The other threads of a save that failed may write for a moment more: what they leave goes at the next save, the
+    end, or the next start.
+    """
+    for path in self._folder.glob(f"*{_UNFINISHED}"):
+      shutil.rmtree(path, ignore_errors=True)
 
   def _set_aside(self, steps):
     for step in steps:

@@ -58,6 +58,11 @@ def folders(folder):
   return sorted(path.name for path in folder.iterdir())
 
 
+def complete(folder):
+  """Without what threads of a failed save may still have written to."""
+  return [name for name in folders(folder) if "tmp" not in name]
+
+
 @pytest.mark.parametrize("ema", [True, False])
 def test_a_state_comes_back_bit_for_bit(ema, tmp_path):
   with Checkpoints(tmp_path / "run") as checkpoints:
@@ -167,7 +172,7 @@ def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(room, small_disk
         checkpoints.poll()
         time.sleep(0.01)
       assert f"step {step} could not be written" in said[-1] and "the last is that of step 1" in said[-1]
-      assert folders(folder) == ["1"] and checkpoints.latest == 1
+      assert complete(folder) == ["1"] and checkpoints.latest == 1
     with pytest.raises(OutputError, match="step 4 could not be written"):
       checkpoints.save(large(4), DATA, wait=True)
     other.unlink()
