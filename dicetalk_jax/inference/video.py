@@ -32,10 +32,12 @@ class Video:
     path: str | os.PathLike,
     keep_resolution: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
+    comment: str = "",
   ) -> pathlib.Path:
     """Writes H.264 and AAC, the last frame held until the speech ends; `keep_resolution`: at the portrait's own size.
 
+    comment: text that the file carries, see `media.video.read_comment`.
     Raises InputError for a name that no video can have, OutputError where writing fails, after keeping the frames.
     """
     size = self.portrait_size if keep_resolution else None
-    return write_video(path, self.frames, self.fps, self.audio, self.sample_rate, progress, size)
+    return write_video(path, self.frames, self.fps, self.audio, self.sample_rate, progress, size, comment)

@@ -60,15 +60,16 @@ def write_video(
   sample_rate: int = 16000,
   progress: Callable[[int, int | None], None] | None = None,
   size: tuple[int, int] | None = None,
+  comment: str = "",
 ) -> Path:
   """Writes H.264 (crf 18, yuv420p) and AAC; the file appears at `path` only when it is whole.
 
   frames: (n, h, w, 3), or an iterator of (h, w, 3), float in [0, 1] or uint8; `size` (width, height) resizes them. An
   odd width or height gets its last column or row twice, as yuv420p wants even ones. audio: (samples,) or
   (samples, channels) float in [-1, 1]; it is never cut: the last frame is held until the video lasts as long, to within
-  one frame. progress(done, total) is called after each frame, total None for an iterator. Raises InputError for a
-  target or frames that no video can be made of, and OutputError where writing fails: what was computed is then kept by
-  `keep_frames`, and the text says where.
+  one frame. progress(done, total) is called after each frame, total None for an iterator. comment: what `read_comment`
+  is to find in the file. Raises InputError for a target or frames that no video can be made of, and OutputError where
+  writing fails: what was computed is then kept by `keep_frames`, and the text says where.
   """
   if not (isinstance(fps, int | float | Fraction | np.number) and math.isfinite(fps) and fps > 0):
     raise InputError(f"a video's frames a second must be positive; this is {fps}")
@@ -80,11 +81,11 @@ def write_video(
   # Frames of an iterator exist nowhere else should writing fail.
   written: list[np.ndarray] = []
   path = expanded(path, "video")
-  partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+  partial = _partial(path, os.getpid())
   try:
     check_target(path)
     stream = _remember(itertools.chain([first], frames), written)
-    _encode(partial, stream, total, fps, audio, sample_rate, progress, size)
+    _encode(partial, stream, total, fps, audio, sample_rate, progress, size, comment)
     os.replace(partial, path)
   except (OSError, av.FFmpegError, OutputError) as error:
     rest = frames if written else itertools.chain([first], frames)
@@ -97,6 +98,29 @@ def write_video(
     if partial.parent.is_dir():
       partial.unlink(missing_ok=True)
   return path
+
+
+def _partial(path, process) -> Path:
+  return path.with_name(f".{path.stem}.{process}.partial{path.suffix}")
+
+
+def remove_partial(path: Path) -> None:
+  """Removes what processes that were killed while they wrote this video have left beside it."""
+  before, after = _partial(path, "\0").name.split("\0")
+  for found in path.parent.iterdir():
+    name = found.name
+    if name.startswith(before) and name.endswith(after) and name[len(before) : -len(after)].isdigit():
+      found.unlink(missing_ok=True)
+
+
+def read_comment(path: Path) -> str | None:
+  """The comment that a video was written with; None where it has none, or there is no video that can be read."""
+  try:
+    with av.open(str(path), metadata_errors="ignore") as container:
+      tags = {name.lower(): text for name, text in container.metadata.items()}
+  except (av.FFmpegError, OSError, ValueError):
+    return None
+  return tags.get("comment")
 
 
 def keep_frames(frames: np.ndarray, target, fps: float, audio=None, sample_rate: int = 16000) -> Path | None:
@@ -140,12 +164,14 @@ def _to_uint8(frame) -> np.ndarray:
   return np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
 
 
-def _encode(path, frames, total, fps, audio, sample_rate, progress, size):
+def _encode(path, frames, total, fps, audio, sample_rate, progress, size, comment):
   container_format = CONTAINERS[path.suffix.lower()]
   # The index goes to the front, so that a browser plays the file while it loads.
   options = {} if container_format == "matroska" else {"movflags": "+faststart"}
   fps = Fraction(fps).limit_denominator(1001)
   with av.open(str(path), "w", format=container_format, options=options) as container:
+    if comment:
+      container.metadata["comment"] = comment
     video = container.add_stream("libx264", rate=fps, options={"crf": CRF})
     sound = None if audio is None else _Sound(container, audio, sample_rate)
     wanted = 0 if sound is None else math.ceil(sound.seconds * fps)
