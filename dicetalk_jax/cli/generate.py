@@ -5,6 +5,7 @@ import pathlib
 from typing import Annotated
 
 import tyro
+from rich.text import Text
 
 from dicetalk_jax.cli.terminal import console, interruptible, progress_bars
 from dicetalk_jax.config import GenerationConfig
@@ -21,19 +22,26 @@ class Generate:
   embedder it is also a clip whose emotion to take: a video with sound (and its coefficients of the same name beside
   it), a sound, or coefficients alone (.mat, .npy, .npz, .txt, .csv). Files may stand for labels in mixes and timelines:
   a.mp4:0.5+b.mp4:0.5 is half-way between two clips.
+
+  Many videos: dicetalk generate --jobs jobs.jsonl --weights weights/, where each line of jobs.jsonl is like
+  {"image": "me.jpg", "audio": "speech.wav", "emotion": "happy", "out": "me.mp4", "seed": 3}. The same command goes on
+  where it was stopped or killed.
   """
 
-  image: pathlib.Path
+  image: pathlib.Path | None = None
   """Portrait: any image that Pillow reads."""
 
-  audio: pathlib.Path
+  audio: pathlib.Path | None = None
   """Speech: any sound, or video with sound, that FFmpeg reads."""
 
-  emotion: str
+  emotion: str | None = None
   """Label, strength, mix, timeline, prior file or clip."""
 
-  out: pathlib.Path
+  out: pathlib.Path | None = None
   """Video to write: .mp4, .m4v, .mov or .mkv."""
+
+  jobs: pathlib.Path | None = None
+  """List of videos instead of these four: a JSON object a line, with image, audio, emotion, out and options below."""
 
   weights: pathlib.Path | None = None
   """Weights folder; default: the small weights inside the package."""
@@ -46,7 +54,21 @@ class Generate:
   keep_resolution: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
   """Resize the video to the portrait's own size."""
 
-  def run(self):
+  def run(self) -> int:
+    one = {name: getattr(self, name) for name in ("image", "audio", "emotion", "out")}
+    given = [f"--{name}" for name, value in one.items() if value is not None]
+    missing = [f"--{name}" for name, value in one.items() if value is None]
+    if given if self.jobs else missing:
+      said = f"--jobs with {' '.join(given)}" if self.jobs else f"{' '.join(missing)} missing"
+      console.print(
+        Text.assemble(("error: ", "red"), f"{said}; give --image --audio --emotion --out, or --jobs alone"),
+        soft_wrap=True,
+      )
+      # As for any other wrong command line.
+      raise SystemExit(2)
+    return self._run_jobs() if self.jobs else self._run_one()
+
+  def _run_one(self) -> int:
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.media.video import check_target, probe
 
@@ -65,3 +87,32 @@ class Generate:
       video.save(out, self.keep_resolution, lambda done, total: progress("encoding the video", done, total))
     saved = probe(out)
     print(f"{out}: {saved.duration:.2f} s of {saved.width}x{saved.height} at {saved.fps:g} frames a second")
+    return 0
+
+  def _run_jobs(self) -> int:
+    from dicetalk_jax.inference.jobs import run_jobs
+    from dicetalk_jax.inference.pipeline import DiceTalk
+
+    talker = DiceTalk.load(self.weights)
+    with progress_bars(one_bar=True) as show, interruptible() as stop_if_interrupted:
+
+      def progress(stage, done, total):
+        stop_if_interrupted()
+        show(stage, done, total)
+
+      def report(result):
+        stop_if_interrupted()
+        _say(f"line {result.job}: {result.status} in {result.seconds:.1f} s", *result.notes)
+
+      outcome = run_jobs(talker, self.jobs, self.generation, self.keep_resolution, progress=progress, report=report)
+    print(outcome)
+    _say(*(f"line {line}: {error}" for line, error in outcome.failed))
+    if outcome.stopped:
+      _say(f"stopped: {outcome.stopped}; mend it, and run the same command again for the {outcome.left} that are left")
+    return 1 if outcome.failed else 0
+
+
+def _say(*lines):
+  # As plain text: a path may hold what rich takes for markup.
+  for line in lines:
+    console.print(Text(line), soft_wrap=True)

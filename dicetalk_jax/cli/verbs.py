@@ -34,7 +34,7 @@ def _commands(arguments):
     name, _, value = argument.partition("=")
     if arguments[0] == "generate" and name == "--config" and (value or i + 1 < len(arguments)):
       preset = load_preset(value or arguments[i + 1], GenerationConfig)
-      defaults["generate"] = {"default": Generate(*[tyro.MISSING] * 4, generation=preset)}
+      defaults["generate"] = {"default": Generate(generation=preset)}
   verbs = [Annotated[verb, tyro.conf.subcommand(name=name, **defaults.get(name, {}))] for name, verb in _VERBS.items()]
   return Union[tuple(verbs)]  # noqa: UP007 (made at run time)
 
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     command = tyro.cli(
       _commands(arguments), prog="dicetalk", description="Emotional talking portraits in JAX.", args=arguments
     )
-    command.run()
+    return command.run() or 0
   except DiceTalkError as error:
     return _fail(error)
   except KeyboardInterrupt:
@@ -61,7 +61,6 @@ def run(arguments: list[str]) -> int:
       raise
     smaller = "batches.batch, or remat" if arguments[0] == "train" else "--size, --window or --decode-chunk"
     return _fail(f"the device has too little memory for this; try a smaller {smaller}")
-  return 0
 
 
 def _fail(error) -> int:

@@ -1,0 +1,331 @@
+"""Many videos from one list (see `job_list`), each made once, however often the work is ended and begun again.
+
+Results lie beside the list, a record a line; hosts that share a list have a file of results each, and read those of
+all. A video carries the digest of its job, so that one which took its name just before the process was killed, and has
+no record, is known as well.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import gc
+import hashlib
+import json
+import os
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dicetalk_jax.config import GenerationConfig
+from dicetalk_jax.conversion.store import CONFIG, PRIORS
+from dicetalk_jax.errors import DiceTalkError, InputError, OutputError, WeightsError
+from dicetalk_jax.inference.job_list import BadLine, Job, read_jobs
+from dicetalk_jax.inference.pipeline import DiceTalk
+from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.media.files import existing_file
+from dicetalk_jax.media.video import check_target, read_comment, remove_partial
+
+_COMMENT = "dicetalk job "
+# A failure that is not the inputs' fault may be that of every job: so many alike in a row end the work.
+_ALIKE = 3
+_NO_MORE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How a job ended: its record.
+
+  job: line in the list. out: as it was written there. status: "done" or "failed". digest: of its settings and the
+  weights, None for a line that is no job. trace: where in the program, for an error that nobody foresaw.
+  """
+
+  job: int
+  out: str | None
+  status: str
+  error: str | None = None
+  seconds: float = 0.0
+  digest: str | None = None
+  notes: tuple[str, ...] = ()
+  trace: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a call did of its host's jobs. failed: line and sentence of each; stopped: why `left` jobs were not tried."""
+
+  done: int
+  already: int
+  failed: list[tuple[int, str]]
+  left: int = 0
+  stopped: str | None = None
+
+  def __str__(self):
+    left = f", {self.left} not tried" if self.left else ""
+    return f"{self.done} done, {self.already} already done, {len(self.failed)} failed{left}"
+
+
+def results_path(path: str | os.PathLike, index: int = 0, count: int = 1) -> Path:
+  """Of jobs.jsonl: jobs.results.jsonl beside it, or jobs.results.0-of-2.jsonl of the first of two hosts."""
+  path = Path(path)
+  return path.with_name(f"{path.stem}.results{f'.{index}-of-{count}' if count > 1 else ''}.jsonl")
+
+
+def weights_identity(weights: Weights) -> str:
+  """What a weights folder shares with copies of it alone. No array is read: their files have new names when written."""
+  digest = hashlib.sha256()
+  for path in (weights.folder / CONFIG, weights.folder / PRIORS):
+    if path.is_file():
+      digest.update(path.read_bytes())
+  for network in sorted(weights.config["networks"]):
+    for path in sorted((weights.folder / network).rglob("*")):
+      if path.is_file():
+        digest.update(f"{path.relative_to(weights.folder)} {path.stat().st_size}\n".encode())
+  return digest.hexdigest()[:32]
+
+
+def run_jobs(
+  talker: DiceTalk,
+  path: str | os.PathLike,
+  defaults: GenerationConfig | None = None,
+  keep_resolution: bool = False,
+  host: tuple[int, int] = (0, 1),
+  progress: Callable[[str, int, int | None], None] | None = None,
+  report: Callable[[Result], None] | None = None,
+) -> Outcome:
+  """Makes the videos of a list that are not made yet, one after another; a job that cannot be done stops no other.
+
+  host: (i, k) for the jobs at places i, i + k, i + 2k … of the list. progress(stage, done, total) is called along the
+  way, report(result) when a job has ended and its record is on the disk. A job is passed over where its video is there
+  and it is recorded as done with the same settings and weights; those that failed before come last. The work ends
+  early where the disk is full, the weights are damaged, or three jobs in a row fail alike through no fault of their
+  inputs. While a video is made the current folder is the list's, for the files that its emotion names. Raises
+  InputError for a list that cannot be read or that another process works on, OutputError where results cannot be
+  written.
+  """
+  index, count = host
+  if not 0 <= index < count:
+    raise InputError(f"there is no host {index} of {count}; they are numbered from 0")
+  path = existing_file(path, "list of jobs").absolute()
+  mine = read_jobs(path, defaults, keep_resolution)[index::count]
+  weights, dtype = weights_identity(talker.weights), talker.dtype
+  ended, already, todo = [], 0, []
+
+  def make(job, stage):
+    def show(name, done, total):
+      if progress:
+        progress(f"{stage}: {name}", done, total)
+
+    return _make(talker, job, job.digest(weights), dtype, show)
+
+  with _records(path, index, count) as records:
+
+    def end(result):
+      ended.append(result)
+      records.append(result)
+      if report:
+        report(result)
+
+    for job in mine:
+      if isinstance(job, BadLine):
+        end(Result(job.line, job.out, "failed", job.error))
+      elif not _is_made(job, job.digest(weights), records.done):
+        todo.append(job)
+      else:
+        already += 1
+        if job.digest(weights) not in records.done:
+          records.append(Result(job.line, job.settings["out"], "done", digest=job.digest(weights)))
+    todo.sort(key=lambda job: job.digest(weights) in records.failed)
+    left, stopped = _do(todo, weights, make, end)
+  failed = sorted((result.job, result.error) for result in ended if result.status == "failed")
+  return Outcome(len(ended) - len(failed), already, failed, left, stopped)
+
+
+def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
+  """Does jobs in their order -> how many are left, and why."""
+  kind, alike = None, 0
+  for place, job in enumerate(todo, start=1):
+    begun = time.monotonic()
+    notes, failure = _attempt(lambda job=job, place=place: make(job, f"job {place} of {len(todo)}"))
+    result = Result(
+      job.line,
+      job.settings["out"],
+      "failed" if failure else "done",
+      failure and failure.error,
+      round(time.monotonic() - begun, 3),
+      job.digest(weights),
+      notes,
+      failure and failure.trace,
+    )
+    if failure is None:
+      kind, alike = None, 0
+    elif failure.kind:
+      # What cannot be written in one folder may well be in another.
+      found = (failure.kind, job.out.parent if failure.kind == OutputError.__name__ else None)
+      kind, alike = found, alike + 1 if found == kind else 1
+    hopeless = failure is not None and (failure.of_all or (failure.kind and alike >= _ALIKE))
+    # A full disk takes no record either, and this is about to be said.
+    with contextlib.suppress(OutputError) if hopeless else contextlib.nullcontext():
+      end(result)
+    if hopeless and place < len(todo):
+      return len(todo) - place, "every job would fail so" if failure.of_all else f"{alike} jobs in a row failed so"
+  return 0, None
+
+
+def _make(talker: DiceTalk, job: Job, digest: str, dtype, show) -> tuple[str, ...]:
+  """Makes one video; returns its notes."""
+  check_target(job.out)
+  remove_partial(job.out)
+  options = {field.name: getattr(job.generation, field.name) for field in dataclasses.fields(job.generation)}
+  # A talker keeps the dtype that it was given last.
+  options["dtype"] = options["dtype"] or dtype
+  with contextlib.chdir(job.folder):
+    video = talker.generate(job.image, job.audio, job.emotion, **options, progress=show)
+
+  def saving(done, total):
+    show("encoding the video", done, total)
+
+  video.save(job.out, job.keep_resolution, saving, _COMMENT + digest)
+  _to_disk(job.out)
+  return video.notes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+  """kind: what failures that are alike share, None for those of a job's inputs. of_all: every job would fail so."""
+
+  error: str
+  kind: str | None = None
+  of_all: bool = False
+  trace: str | None = None
+
+
+def _attempt(make: Callable[[], tuple[str, ...]]) -> tuple[tuple[str, ...], _Failure | None]:
+  """What `make` returns, and what it fails with."""
+  try:
+    return make(), None
+  except InputError as error:
+    return (), _Failure(str(error))
+  except DiceTalkError as error:
+    failure = _Failure(str(error), type(error).__name__, isinstance(error, WeightsError) or _is_full(error))
+  except Exception as error:
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+      sentence = "the device has too little memory for this; try a smaller size, window or decode_chunk"
+      failure = _Failure(sentence, "memory")
+    else:
+      said = (str(error).strip().splitlines() or ["nothing"])[0]
+      failure = _Failure(f"{type(error).__name__}: {said}", type(error).__name__, trace=traceback.format_exc())
+  # What failed may hold the device's memory, in a circle of frames and errors.
+  gc.collect()
+  return (), failure
+
+
+def _is_full(error: BaseException | None) -> bool:
+  while error is not None and getattr(error, "errno", None) not in _NO_MORE_WRITING:
+    error = error.__cause__
+  return error is not None
+
+
+def _is_made(job: Job, digest: str, done: set[str]) -> bool:
+  comment = read_comment(job.out) or ""
+  if comment.startswith(_COMMENT):
+    return comment == _COMMENT + digest
+  # Somebody may have worked on it since, and dropped the comment.
+  return digest in done and job.out.exists()
+
+
+def _to_disk(path: Path) -> None:
+  """Makes sure that a new file outlives a failure of power; OutputError where the disk says that it does not."""
+  try:
+    with path.open("rb") as file:
+      os.fsync(file.fileno())
+  except OSError as error:
+    raise OutputError(f"video {path} cannot be written: {error.strerror}") from error
+  # Not every file system knows this of folders.
+  with contextlib.suppress(OSError):
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+      os.fsync(folder)
+    finally:
+      os.close(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+  """The digests that all hosts have recorded as done and as failed, and this host's file, to add to."""
+
+  path: Path
+  file: int
+  done: set[str]
+  failed: set[str]
+
+  def append(self, result: Result) -> None:
+    """Returns when the record is on the disk; OutputError where it cannot be."""
+    record = dataclasses.asdict(result)
+    for name in ("notes", "trace"):
+      if not record[name]:
+        del record[name]
+    left = json.dumps(record).encode() + b"\n"
+    try:
+      while left:
+        left = left[os.write(self.file, left) :]
+      os.fsync(self.file)
+    except OSError as error:
+      raise OutputError(
+        f"results {self.path} cannot be written: {error.strerror}; what was made stays, and is known when the same "
+        "command is run again"
+      ) from error
+
+
+@contextlib.contextmanager
+def _records(jobs: Path, index: int, count: int) -> Iterator[_Records]:
+  """Holds a host's file of results, mended where a process was killed while it wrote, and reads those of all hosts."""
+  path = results_path(jobs, index, count)
+  try:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+  except OSError as error:
+    raise OutputError(f"results {path} cannot be written: {error.strerror}") from error
+  try:
+    _hold(file, fcntl.LOCK_EX, path)
+    found = {"done": set(), "failed": set()}
+    for other in _all_results(jobs):
+      text = other.read_bytes()
+      whole = text[: text.rfind(b"\n") + 1]
+      if other == path and whole != text:
+        os.truncate(file, len(whole))
+      if other != path and not other.name.endswith(f"-of-{count}.jsonl"):
+        # Of another number of hosts, which would do the same jobs.
+        with other.open("rb") as theirs:
+          _hold(theirs.fileno(), fcntl.LOCK_SH, other)
+      for record in map(_record, whole.splitlines()):
+        if record.get("status") in found and isinstance(record.get("digest"), str):
+          found[record["status"]].add(record["digest"])
+    yield _Records(path, file, **found)
+  finally:
+    os.close(file)
+
+
+def _all_results(jobs: Path) -> list[Path]:
+  name = re.compile(re.escape(jobs.stem) + r"\.results(\.\d+-of-\d+)?\.jsonl")
+  return sorted(path for path in jobs.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _hold(file: int, how: int, path: Path) -> None:
+  """Holds a file for this process; one that is killed frees it. On a disk without locks it holds nothing."""
+  try:
+    fcntl.flock(file, how | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise InputError(f"another process works on this list and writes {path}; wait for its end, or stop it") from None
+  except OSError:
+    pass
+
+
+def _record(line: bytes) -> dict:
+  """A record; an empty one for a line that is none."""
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return {}
+  return record if isinstance(record, dict) else {}
