@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a container of the Kubernetes manifests runs: the `dicetalk` line of its arguments. A pod that must leave its node
-# gets SIGTERM, and dicetalk saves and ends with 0. A Job would take that for finished and never go on: so this ends with
-# 143 then, and the JobSet starts all of them again.
+# What a container of the Kubernetes manifests runs: the `dicetalk` line of its arguments. A pod that must leave its
+# node gets SIGTERM; dicetalk then saves and ends with 0. A Job would take that for finished and never go on: so this
+# ends with 143, and the JobSet starts all of them again.
 set -euo pipefail
 if [ $# -lt 1 ]; then
   echo "usage: $0 VERB [OPTION...]" >&2
