@@ -170,7 +170,8 @@ def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
     with contextlib.suppress(OutputError) if hopeless else contextlib.nullcontext():
       end(result)
     if hopeless and place < len(todo):
-      return len(todo) - place, "every job would fail so" if failure.of_all else f"{alike} jobs in a row failed so"
+      why = "every other job would fail as well" if failure.of_all else f"{alike} jobs in a row failed alike"
+      return len(todo) - place, why
   return 0, None
 
 

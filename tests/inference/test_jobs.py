@@ -282,13 +282,14 @@ def test_what_would_fail_every_job_ends_the_work(folder, talker, pretend, monkey
     faults["sad"] = WeightsError("weights/unet is damaged")
     outcome = run_jobs(talker, jobs, SMALL)
     assert str(outcome) == "1 done, 0 already done, 1 failed, 8 not tried"
-    assert outcome.stopped == "every job would fail so" and outcome.failed == [(2, "weights/unet is damaged")]
+    assert outcome.stopped == "every other job would fail as well"
+    assert outcome.failed == [(2, "weights/unet is damaged")]
 
   with subtests.test("no memory for any"):
     faults["sad"] = MemoryError()
     outcome = run_jobs(talker, jobs, SMALL)
     assert str(outcome) == "0 done, 1 already done, 3 failed, 6 not tried"
-    assert outcome.stopped == "3 jobs in a row failed so"
+    assert outcome.stopped == "3 jobs in a row failed alike"
 
   with subtests.test("missing inputs are each job's own"):
     faults["sad"] = InputError("portrait none.png does not exist")
@@ -310,7 +311,7 @@ def test_what_would_fail_every_job_ends_the_work(folder, talker, pretend, monkey
       patch.setattr(os, "write", no_room)
       outcome = run_jobs(talker, jobs, SMALL)
     assert str(outcome) == "0 done, 1 already done, 1 failed, 8 not tried"
-    assert "No space left" in outcome.failed[0][1] and outcome.stopped == "every job would fail so"
+    assert "No space left" in outcome.failed[0][1] and outcome.stopped == "every other job would fail as well"
     assert len(records(folder)) == before
 
   with subtests.test("room again"):
