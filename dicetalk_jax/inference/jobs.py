@@ -1,28 +1,25 @@
 """Many videos from one list (see `job_list`), each made once, however often the work is ended and begun again.
 
-Results lie beside the list, a record a line; hosts that share a list have a file of results each, and read those of
-all. A video carries the digest of its job, so that one which took its name just before the process was killed, and has
-no record, is known as well.
+What is done is recorded (see `job_records`). A video carries the digest of its job, so that one which took its name
+just before the process was killed, and has no record, is known as well.
 """
 
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import gc
 import hashlib
-import json
 import os
-import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.conversion.store import CONFIG, PRIORS
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError, WeightsError
 from dicetalk_jax.inference.job_list import BadLine, Job, read_jobs
+from dicetalk_jax.inference.job_records import Result, records_of
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.media.files import existing_file
@@ -32,24 +29,6 @@ _COMMENT = "dicetalk job "
 # A failure that is not the inputs' fault may be that of every job: so many alike in a row end the work.
 _ALIKE = 3
 _NO_MORE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """How a job ended: its record.
-
-  job: line in the list. out: as it was written there. status: "done" or "failed". digest: of its settings and the
-  weights, None for a line that is no job. trace: where in the program, for an error that nobody foresaw.
-  """
-
-  job: int
-  out: str | None
-  status: str
-  error: str | None = None
-  seconds: float = 0.0
-  digest: str | None = None
-  notes: tuple[str, ...] = ()
-  trace: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +44,6 @@ class Outcome:
   def __str__(self):
     left = f", {self.left} not tried" if self.left else ""
     return f"{self.done} done, {self.already} already done, {len(self.failed)} failed{left}"
-
-
-def results_path(path: str | os.PathLike, index: int = 0, count: int = 1) -> Path:
-  """Of jobs.jsonl: jobs.results.jsonl beside it, or jobs.results.0-of-2.jsonl of the first of two hosts."""
-  path = Path(path)
-  return path.with_name(f"{path.stem}.results{f'.{index}-of-{count}' if count > 1 else ''}.jsonl")
 
 
 def weights_identity(weights: Weights) -> str:
@@ -99,7 +72,8 @@ def run_jobs(
 
   host: (i, k) for the jobs at places i, i + k, i + 2k … of the list. progress(stage, done, total) is called along the
   way, report(result) when a job has ended and its record is on the disk. A job is passed over where its video is there
-  and it is recorded as done with the same settings and weights; those that failed before come last. The work ends
+  and it is recorded as done with the same settings and weights; those that failed before, or at which
+  the process died, come last. The work ends
   early where the disk is full, the weights are damaged, or three jobs in a row fail alike through no fault of their
   inputs. While a video is made the current folder is the list's, for the files that its emotion names. Raises
   InputError for a list that cannot be read or that another process works on, OutputError where results cannot be
@@ -114,13 +88,15 @@ def run_jobs(
   ended, already, todo = [], 0, []
 
   def make(job, stage):
+    records.begin(job.digest(weights))
+
     def show(name, done, total):
       if progress:
         progress(f"{stage}: {name}", done, total)
 
     return _make(talker, job, job.digest(weights), dtype, show)
 
-  with _records(path, index, count) as records:
+  with records_of(path, index, count) as records:
 
     def end(result):
       ended.append(result)
@@ -137,7 +113,8 @@ def run_jobs(
         already += 1
         if job.digest(weights) not in records.done:
           records.append(Result(job.line, job.settings["out"], "done", digest=job.digest(weights)))
-    todo.sort(key=lambda job: job.digest(weights) in records.failed)
+    # What failed, or even killed the process, keeps nothing waiting.
+    todo.sort(key=lambda job: (job.digest(weights) in records.begun, job.digest(weights) in records.failed))
     left, stopped = _do(todo, weights, make, end)
   failed = sorted((result.job, result.error) for result in ended if result.status == "failed")
   return Outcome(len(ended) - len(failed), already, failed, left, stopped)
@@ -251,82 +228,3 @@ def _to_disk(path: Path) -> None:
       os.fsync(folder)
     finally:
       os.close(folder)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Records:
-  """The digests that all hosts have recorded as done and as failed, and this host's file, to add to."""
-
-  path: Path
-  file: int
-  done: set[str]
-  failed: set[str]
-
-  def append(self, result: Result) -> None:
-    """Returns when the record is on the disk; OutputError where it cannot be."""
-    record = dataclasses.asdict(result)
-    for name in ("notes", "trace"):
-      if not record[name]:
-        del record[name]
-    left = json.dumps(record).encode() + b"\n"
-    try:
-      while left:
-        left = left[os.write(self.file, left) :]
-      os.fsync(self.file)
-    except OSError as error:
-      raise OutputError(
-        f"results {self.path} cannot be written: {error.strerror}; what was made stays, and is known when the same "
-        "command is run again"
-      ) from error
-
-
-@contextlib.contextmanager
-def _records(jobs: Path, index: int, count: int) -> Iterator[_Records]:
-  """Holds a host's file of results, mended where a process was killed while it wrote, and reads those of all hosts."""
-  path = results_path(jobs, index, count)
-  try:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-  except OSError as error:
-    raise OutputError(f"results {path} cannot be written: {error.strerror}") from error
-  try:
-    _hold(file, fcntl.LOCK_EX, path)
-    found = {"done": set(), "failed": set()}
-    for other in _all_results(jobs):
-      text = other.read_bytes()
-      whole = text[: text.rfind(b"\n") + 1]
-      if other == path and whole != text:
-        os.truncate(file, len(whole))
-      if other != path and not other.name.endswith(f"-of-{count}.jsonl"):
-        # Of another number of hosts, which would do the same jobs.
-        with other.open("rb") as theirs:
-          _hold(theirs.fileno(), fcntl.LOCK_SH, other)
-      for record in map(_record, whole.splitlines()):
-        if record.get("status") in found and isinstance(record.get("digest"), str):
-          found[record["status"]].add(record["digest"])
-    yield _Records(path, file, **found)
-  finally:
-    os.close(file)
-
-
-def _all_results(jobs: Path) -> list[Path]:
-  name = re.compile(re.escape(jobs.stem) + r"\.results(\.\d+-of-\d+)?\.jsonl")
-  return sorted(path for path in jobs.parent.iterdir() if name.fullmatch(path.name))
-
-
-def _hold(file: int, how: int, path: Path) -> None:
-  """Holds a file for this process; one that is killed frees it. On a disk without locks it holds nothing."""
-  try:
-    fcntl.flock(file, how | fcntl.LOCK_NB)
-  except BlockingIOError:
-    raise InputError(f"another process works on this list and writes {path}; wait for its end, or stop it") from None
-  except OSError:
-    pass
-
-
-def _record(line: bytes) -> dict:
-  """A record; an empty one for a line that is none."""
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return {}
-  return record if isinstance(record, dict) else {}

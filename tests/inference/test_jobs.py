@@ -20,7 +20,8 @@ from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.demo import random_weights
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.job_list import BadLine, read_jobs
-from dicetalk_jax.inference.jobs import results_path, run_jobs, weights_identity
+from dicetalk_jax.inference.job_records import results_path
+from dicetalk_jax.inference.jobs import run_jobs, weights_identity
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.video import Video
 from dicetalk_jax.inference.weights import Weights
@@ -340,15 +341,21 @@ def half(file, data, write=os.write):
   kill()
 
 where, path, weights = sys.argv[1:]
+
+def generate(self, image, audio, emotion, **_):
+  if emotion == where:
+    kill()
+  return Video(
+    np.full((4, 64, 64, 3), 0.5, np.float32), 12.5, None, np.zeros((5120, 1), np.float32), 16000, (80, 80)
+  )
+
+DiceTalk.generate = generate
 if where == "named":
   jobs._to_disk = kill
 elif where == "recorded":
   os.write = half
 elif where == "written":
   video.os = type("os", (), dict(vars(os), replace=kill))
-DiceTalk.generate = lambda *_, **__: Video(
-  np.full((4, 64, 64, 3), 0.5, np.float32), 12.5, None, np.zeros((5120, 1), np.float32), 16000, (80, 80)
-)
 jobs.run_jobs(DiceTalk.load(weights), path, GenerationConfig(size=64))
 """
 
@@ -362,22 +369,37 @@ def test_kills_where_they_hurt(folder, talker, weights, pretend):
     assert ended.returncode == -signal.SIGKILL
     return sorted(found.name for found in folder.glob("[!.]*.mp4"))
 
-  # A hidden file is left, not one a kill, and no video.
-  assert killed("written") == killed("written") == []
-  assert len(list(folder.glob(".a.*.partial.mp4"))) == 1
-  assert killed("named") == ["a.mp4"] and done(folder) == []
-  assert not list(folder.glob(".*.partial.mp4"))
+  # A hidden file is left, and no video.
+  assert killed("written") == [] and len(list(folder.glob(".a.*.partial.mp4"))) == 1
+  # The job at which the process died comes last now.
+  assert killed("named") == ["b.mp4"] and done(folder) == []
   before = stamps(folder)
-  assert killed("recorded") == ["a.mp4", "b.mp4"]
-  assert results_path(path).read_bytes()[-1:] != b"\n"
+  assert killed("recorded") == ["b.mp4", "c.mp4"] and results_path(path).read_bytes()[-1:] != b"\n"
   before = stamps(folder) | before
   # Another host reads the part of a record that it may not mend.
-  outcome = run_jobs(talker, path, GenerationConfig(size=64), host=(0, 3))
+  outcome = run_jobs(talker, path, GenerationConfig(size=64), host=(1, 3))
   assert str(outcome) == "0 done, 1 already done, 0 failed"
   outcome = run_jobs(talker, path, GenerationConfig(size=64))
   assert str(outcome) == "1 done, 2 already done, 0 failed"
   assert done(folder) == ["a.mp4", "b.mp4", "c.mp4"] and len(records(folder)) == 3
-  assert before == {file: stamp for file, stamp in stamps(folder).items() if file.name != "c.mp4"}
+  assert {file.name for file in stamps(folder)} == {"a.mp4", "b.mp4", "c.mp4"}
+  assert all(stamps(folder)[folder / name] == before[folder / name] for name in ("b.mp4", "c.mp4"))
+
+
+def test_jobs_that_kill_the_process_keep_no_other_waiting(folder, talker, weights, pretend):
+  path = write(folder, *[job(f"{emotion}.mp4", emotion) for emotion in ("sad", "fear", "happy", "angry")])
+
+  def killed_by(emotion):
+    ended = subprocess.run([sys.executable, "-c", KILLED, emotion, path, weights.folder], timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+
+  killed_by("sad")
+  killed_by("fear")
+  assert done(folder) == []
+  killed_by("sad")
+  assert done(folder) == ["angry.mp4", "happy.mp4"]
+  assert str(run_jobs(talker, path, GenerationConfig(size=64))) == "2 done, 2 already done, 0 failed"
+  assert {found.name for found in folder.glob(".*")} == set()
 
 
 def test_hosts_share_a_list_and_another_number_of_them_goes_on(folder, talker, pretend):
@@ -396,8 +418,8 @@ def test_hosts_share_a_list_and_another_number_of_them_goes_on(folder, talker, p
 HOLDS = """
 import sys, time
 from pathlib import Path
-from dicetalk_jax.inference import jobs
-with jobs._records(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
+from dicetalk_jax.inference.job_records import records_of
+with records_of(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
   print("begun", flush=True)
   time.sleep(60)
 """
