@@ -25,6 +25,8 @@ def entry():
     # While Python was still importing, or a second one while the first was being heeded.
     print("stopped", file=sys.stderr)
     code = 130
+  if "dicetalk_jax.parallel.hosts" in sys.modules:
+    sys.modules["dicetalk_jax.parallel.hosts"].leave(code)
   if code == 130:
     # What is ending anyway is not to be interrupted again.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from dicetalk_jax.cli.terminal import console, interruptible, progress_bars
 from dicetalk_jax.config import GenerationConfig
+from dicetalk_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Generate:
 
   generation: tyro.conf.OmitArgPrefixes[GenerationConfig] = dataclasses.field(default_factory=GenerationConfig)
 
+  mesh: str | None = None
+  """Devices to share the work, of all hosts: data=8, or data=2,fsdp=4 to split the weights, too; default: one."""
+
   keep_resolution: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
   """Resize the video to the portrait's own size."""
 
@@ -69,11 +73,21 @@ class Generate:
     return self._run_jobs() if self.jobs else self._run_one()
 
   def _run_one(self) -> int:
+    import jax
+
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.media.video import check_target, probe
+    from dicetalk_jax.parallel import hosts
 
+    hosts.connect(_say)
+    if jax.process_count() > 1 and not self.mesh:
+      raise InputError(
+        f"{jax.process_count()} processes would make the same video; give --mesh to share its work, such as --mesh "
+        f"data={jax.device_count()}, or --jobs to share a list of them"
+      )
     out = check_target(self.out)
-    talker = DiceTalk.load(self.weights)
+    hosts.check_agreement({"generate": dataclasses.asdict(self)})
+    talker = DiceTalk.load(self.weights, mesh=self.mesh)
     options = {field.name: getattr(self.generation, field.name) for field in dataclasses.fields(self.generation)}
     with progress_bars() as show, interruptible() as stop_if_interrupted:
 
@@ -82,6 +96,8 @@ class Generate:
         show(stage, done, total)
 
       video = talker.generate(self.image, self.audio, self.emotion, **options, progress=progress)
+      if not hosts.is_first():
+        return 0
       for note in video.notes:
         console.print(note, soft_wrap=True)
       video.save(out, self.keep_resolution, lambda done, total: progress("encoding the video", done, total))
@@ -90,10 +106,17 @@ class Generate:
     return 0
 
   def _run_jobs(self) -> int:
+    import jax
+
     from dicetalk_jax.inference.jobs import run_jobs
     from dicetalk_jax.inference.pipeline import DiceTalk
+    from dicetalk_jax.parallel import hosts
+    from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
 
-    talker = DiceTalk.load(self.weights)
+    hosts.connect(_say)
+    # Each host makes videos of its own.
+    mesh = make_mesh(MeshConfig.parse(self.mesh), jax.local_devices()) if self.mesh else None
+    talker = DiceTalk.load(self.weights, mesh=mesh)
     with progress_bars(one_bar=True) as show, interruptible() as stop_if_interrupted:
 
       def progress(stage, done, total):
@@ -104,7 +127,10 @@ class Generate:
         stop_if_interrupted()
         _say(f"line {result.job}: {result.status} in {result.seconds:.1f} s", *result.notes)
 
-      outcome = run_jobs(talker, self.jobs, self.generation, self.keep_resolution, progress=progress, report=report)
+      host = jax.process_index(), jax.process_count()
+      outcome = run_jobs(
+        talker, self.jobs, self.generation, self.keep_resolution, host=host, progress=progress, report=report
+      )
     print(outcome)
     _say(*(f"line {line}: {error}" for line, error in outcome.failed))
     if outcome.stopped:

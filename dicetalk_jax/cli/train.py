@@ -48,6 +48,9 @@ class _ForetoldTraining(_Training):
 
   def run(self):
     if not self.dry_run:
+      from dicetalk_jax.parallel import hosts
+
+      hosts.connect(_warn)
       super().run()
       return
     kind, _ = self._stage()
@@ -58,9 +61,14 @@ class _ForetoldTraining(_Training):
 
 
 def _run(train: Callable[..., tuple[Any, Any]], config) -> None:
+  from dicetalk_jax.parallel.hosts import is_first
   from dicetalk_jax.training.loop import Status
 
   every = config.loop.log_every
+  # One terminal shows what all hosts do together.
+  if not is_first():
+    train(config, warn=lambda message: None)
+    return
 
   with progress_bars() as progress:
 
@@ -72,14 +80,15 @@ def _run(train: Callable[..., tuple[Any, Any]], config) -> None:
     def validated(step, scalars):
       _tell(f"step {step}, held out", scalars)
 
-    def warn(message):
-      console.print(message, soft_wrap=True, markup=False)
-
-    _, outcome = train(config, report=report, progress=progress, warn=warn, validated=validated)
+    _, outcome = train(config, report=report, progress=progress, warn=_warn, validated=validated)
   if outcome.status == Status.FINISHED:
     print(f"{config.out}: finished after {outcome.step} steps; weights: {pathlib.Path(config.out) / 'weights'}")
   else:
     print(f"{config.out}: stopped after step {outcome.step}, and saved; the same command goes on from there")
+
+
+def _warn(message: str) -> None:
+  console.print(message, soft_wrap=True, markup=False)
 
 
 def _tell(what: str, values) -> None:

@@ -58,6 +58,10 @@ def run(arguments: list[str]) -> int:
     return 130
   except (MemoryError, RuntimeError) as error:
     if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+      # Where another process of this run has ended, that is what is to be told.
+      from dicetalk_jax.parallel import hosts
+
+      hosts.wait_for_news()
       raise
     smaller = "batches.batch, or remat" if arguments[0] == "train" else "--size, --window or --decode-chunk"
     return _fail(f"the device has too little memory for this; try a smaller {smaller}")

@@ -16,6 +16,7 @@ from dicetalk_jax.conversion.store import (
   SOURCE,
   item_shapes,
   new_folder,
+  on_host,
   read_json,
   stop_if_interrupted,
   write_item,
@@ -37,11 +38,11 @@ def derive(
   where the file system can, else copied: a weights folder's files are never changed.
   Raises OutputError where `target` cannot be written, WeightsError where `weights` is damaged.
   """
-  flat = {name: {path: np.asarray(leaf) for path, leaf in flatten(params).items()} for name, params in networks.items()}
+  flat = {name: flatten(params) for name, params in networks.items()}
   needed = sum(leaf.nbytes for params in flat.values() for leaf in params.values())
   with new_folder(target, needed) as folder:
     for name, params in flat.items():
-      write_item(folder / name, [params])
+      write_item(folder / name, on_host(params))
     for name in old["networks"]:
       if name not in flat:
         _take(weights / name, folder / name)

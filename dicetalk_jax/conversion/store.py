@@ -12,11 +12,13 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 
+import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.errors import DiceTalkError, OutputError, WeightsError
+from dicetalk_jax.parallel.mesh import to_host
 
 FORMAT = "dicetalk_jax weights"
 VERSION = 1
@@ -44,10 +46,32 @@ def readable_size(count: int) -> str:
 
 def _context() -> ocp.Context:
   context = ocp.Context()
+  if jax.process_count() > 1:
+    # Each process by itself: reading needs no other, and one alone writes.
+    me = jax.process_index()
+    context.multiprocessing.primary_host = me
+    context.multiprocessing.active_processes = {me}
+    context.multiprocessing.barrier_sync_key_prefix = f"process_{me}"
   # Weights compress by 7 % at several times the cost of writing them, and nobody changes them while they are written.
   context.array.saving.use_compression = False
   context.memory.deepcopy_host_arrays = False
   return context
+
+
+def on_host(params: Mapping[str, jax.Array], size: int = 2**28) -> Iterator[dict[str, np.ndarray]]:
+  """{'a/b': array} in pieces of about `size` bytes, fetched one after another, for `write_item`.
+
+  Arrays over several processes are fetched from all of them, which all have to go through all pieces.
+  """
+  piece, held = {}, 0
+  for path, leaf in params.items():
+    piece[path] = to_host(leaf)
+    held += piece[path].nbytes
+    if held >= size:
+      yield piece
+      piece, held = {}, 0
+  if piece:
+    yield piece
 
 
 def write_item(folder: pathlib.Path, pieces: Iterable[Mapping[str, np.ndarray]]) -> None:

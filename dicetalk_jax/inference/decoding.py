@@ -6,6 +6,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from dicetalk_jax.parallel.mesh import batch_parts, batch_sharding, to_host
 
 # Pairs of frames that are interpolated together.
 _PAIRS = 4
@@ -13,27 +16,47 @@ _PAIRS = 4
 
 @functools.partial(jax.jit, static_argnames=("vae",))
 def _decode(vae, params, latents):
-  """latents (f, h, w, c) of the diffusion model -> frames (f, 8h, 8w, 3) in [0, 1]."""
-  images = vae.apply({"params": params}, latents[None] / vae.scaling_factor, method="decode")[0]
+  """latents (b, f, h, w, c) of the diffusion model -> frames (b, f, 8h, 8w, 3) in [0, 1]."""
+  images = vae.apply({"params": params}, latents / vae.scaling_factor, method="decode")
   return jnp.clip((images + 1) / 2, 0, 1)
 
 
 def decode_frames(
-  vae, params, latents, frames: int, chunk: int = 10, progress: Callable[[int, int], None] | None = None
+  vae,
+  params,
+  latents,
+  frames: int,
+  chunk: int = 10,
+  progress: Callable[[int, int], None] | None = None,
+  mesh: Mesh | None = None,
 ) -> np.ndarray:
   """The first `frames` of latents (N, h, w, c) -> (frames, 8h, 8w, 3) float32 in [0, 1].
 
   Chunks of `chunk` frames are decoded together: the decoder mixes their frames, so that the chunks are part of the
-  result (released: 10). A chunk that would show padding alone is not decoded.
+  result (released: 10). A chunk that would show padding alone is not decoded. mesh: where `params` lie; as many chunks
+  as it has parts of a batch are decoded side by side, and all of its processes call with the same.
   """
-  pictures = []
+  if mesh is None:
+    latents, parts, place = jnp.asarray(latents), 1, lambda rows: rows
+  else:
+    latents, parts = to_host(latents), batch_parts(mesh)
+    place = functools.partial(jax.device_put, device=batch_sharding(mesh))
   if progress:
     progress(0, frames)
-  for first in range(0, frames, chunk):
-    decoded = _decode(vae, params, latents[first : first + chunk])
-    pictures.append(np.asarray(decoded[: frames - first]))
+  pictures, last = [], len(latents) - len(latents) % chunk
+  for first in range(0, min(frames, last), parts * chunk):
+    # Beyond the last whole chunk the last one is repeated, so that every device has one.
+    starts = np.minimum(first + chunk * np.arange(parts), last - chunk)
+    decoded = to_host(_decode(vae, params, place(latents[starts[:, None] + np.arange(chunk)])))
+    count = min(parts * chunk, last - first, frames - first)
+    pictures.append(decoded.reshape(-1, *decoded.shape[2:])[:count])
     if progress:
-      progress(min(first + chunk, frames), frames)
+      progress(first + count, frames)
+  if frames > last:
+    # One that is short is another program.
+    pictures.append(to_host(_decode(vae, params, latents[None, last:]))[0, : frames - last])
+    if progress:
+      progress(frames, frames)
   return np.concatenate(pictures)
 
 

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from dicetalk_jax.diffusion import edm, guidance, windows
 from dicetalk_jax.inference.conditions import TokenTable
 from dicetalk_jax.models.unet import UNet
+from dicetalk_jax.parallel.mesh import batch_parts, batch_sharding, replicated
 
 # fps, motion bucket and noise augmentation that the released model was trained with.
 ADDED_TIME_IDS = (12.5, 8.0, 16.0)
@@ -36,13 +38,15 @@ class Constants:
   face_mask: jnp.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=("unet", "branches"))
-def denoise_windows(unet: UNet, branches, params, x, audio, emotion, constants: Constants, sigma, next_sigma, scales):
+@functools.partial(jax.jit, static_argnames=("unet", "branches", "sharding"))
+def denoise_windows(
+  unet: UNet, branches, params, x, audio, emotion, constants: Constants, sigma, next_sigma, scales, sharding=None
+):
   """One guided Euler step of a group of windows.
 
   x (g, f, h, w, c), audio and emotion (g, f, n, d), sigma and next_sigma (), scales (len(branches) − 1,)
   -> (g, f, h, w, c). Branches run one after another: at video size one of them fills the device, and memory is a
-  third.
+  third. sharding: of the windows over a mesh, which then work apart from one another.
   """
   g, f = x.shape[:2]
   scaled = x * edm.precondition(sigma).c_in
@@ -69,12 +73,13 @@ def denoise_windows(unet: UNet, branches, params, x, audio, emotion, constants: 
     )
 
   outputs = jax.lax.map(run, jnp.array(branches, jnp.float32))
-  return edm.euler_step(x, guidance.guide(outputs, scales), sigma, next_sigma)
+  moved = edm.euler_step(x, guidance.guide(outputs, scales), sigma, next_sigma)
+  return moved if sharding is None else jax.lax.with_sharding_constraint(moved, sharding)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How a video is denoised; see `diffusion.windows`. `group`: windows side by side, 0 for all of a step."""
+  """How a video is denoised; see `diffusion.windows`. `group`: windows side by side on a device, 0 for all."""
 
   steps: int = 25
   window: int = 25
@@ -84,14 +89,25 @@ class Plan:
   sigma_min: float = edm.SIGMA_MIN
   sigma_max: float = edm.SIGMA_MAX
 
-  def groups(self, frames: int, step: int):
-    """The groups of windows of one step: [(indices (group, window), weights (group,))]."""
+  def groups(self, frames: int, step: int, parts: int = 1):
+    """The groups of windows of one step: [(indices (n, window), weights (n,))]; n is a multiple of `parts` devices."""
     shifted = windows.shift_at(step, self.shift, self.window)
     indices = windows.plan(frames, self.window, self.overlap, shifted)
-    return list(windows.groups(indices, self.group or len(indices)))
+    of_a_device = self.group or -(-len(indices) // parts)
+    return list(windows.groups(indices, parts * of_a_device))
 
 
-_scatter = jax.jit(windows.scatter, donate_argnums=(0, 1))
+@functools.partial(jax.jit, donate_argnums=(0, 1), static_argnames="sharding")
+def _scatter(total, count, indices, weights, results, sharding=None):
+  if sharding is not None:
+    # The one place where devices exchange what they have computed.
+    results = jax.lax.with_sharding_constraint(results, sharding)
+  return windows.scatter(total, count, indices, weights, results)
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _gather(x, indices, sharding):
+  return jax.lax.with_sharding_constraint(x[indices], sharding)
 
 
 def denoise(
@@ -106,34 +122,48 @@ def denoise(
   branches: tuple[guidance.Branch, ...],
   latent_scale: float,
   progress: Callable[[int, int], None] | None = None,
+  mesh: Mesh | None = None,
 ) -> jnp.ndarray:
   """Noise (N, h, w, c) of unit variance -> latents (N, h, w, c), on the VAE's scale times `latent_scale`.
 
-  audio and emotion cover the N frames. progress(done, total) is called first and after each group of windows.
+  audio and emotion cover the N frames. progress(done, total) is called first and after each group of windows. mesh:
+  where `params` lie; windows of a step go side by side over `data` and `fsdp`, and the latents are replicated. All of
+  its processes call with the same.
   """
   sigmas = edm.karras_sigmas(plan.steps, plan.sigma_min, plan.sigma_max)
   x = latent_scale * constants.image_latents + noise * sigmas[0]
-  frames = len(noise)
-  total = sum(len(plan.groups(frames, step)) for step in range(plan.steps))
+  frames, parts = len(noise), 1
+  over, everywhere = None, None
+  if mesh is not None:
+    parts, over, everywhere = batch_parts(mesh), batch_sharding(mesh), replicated(mesh)
+    # From the host: an array of one device cannot be spread over several processes.
+    x, constants = jax.device_put(jax.tree.map(np.asarray, (x, constants)), everywhere)
+
+  def gather(table, indices):
+    # Tokens are of this process, and go to its devices' windows.
+    return table[indices] if over is None else jax.device_put(np.asarray(table[indices]), over)
+
+  total = sum(len(plan.groups(frames, step, parts)) for step in range(plan.steps))
   done = 0
   if progress:
     progress(0, total)
   for step in range(plan.steps):
-    summed, count = jnp.zeros_like(x), jnp.zeros(frames, jnp.float32)
-    for indices, weights in plan.groups(frames, step):
+    summed, count = jnp.zeros_like(x), jnp.zeros(frames, jnp.float32, device=everywhere)
+    for indices, weights in plan.groups(frames, step, parts):
       result = denoise_windows(
         unet,
         branches,
         params,
-        x[indices],
-        audio[indices],
-        emotion[indices],
+        x[indices] if over is None else _gather(x, indices, over),
+        gather(audio, indices),
+        gather(emotion, indices),
         constants,
         sigmas[step],
         sigmas[step + 1],
         np.array(scales, np.float32),
+        over,
       )
-      summed, count = _scatter(summed, count, indices, weights, result)
+      summed, count = _scatter(summed, count, indices, weights, result, everywhere)
       done += 1
       if progress:
         # Dispatch runs ahead of the device: without waiting, the bar would show what was asked, not what was done.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dicetalk_jax.diffusion import guidance, windows
 from dicetalk_jax.errors import InputError
@@ -19,6 +20,8 @@ from dicetalk_jax.inference.video import Video
 from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.media.audio import RATE, is_silent, read_audio, read_sound, sound_name
 from dicetalk_jax.media.face import FaceDetector
+from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
+from dicetalk_jax.parallel.rules import shardings
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 BANKS = ("all", "nearest")
@@ -32,21 +35,35 @@ class DiceTalk:
   """Makes talking portraits with the networks of a weights folder.
 
   Networks are read when first needed. `dtype` is what U-Net, VAE and image encoder compute in: bfloat16 on an
-  accelerator and float32 on a CPU unless given. Not safe to share between threads.
+  accelerator and float32 on a CPU unless given. With a `mesh` windows and decoding go side by side over its devices,
+  and the U-Net's and the VAE's parameters lie on it; where it spans several processes, all of them make the same calls.
+  Not safe to share between threads.
   """
 
-  def __init__(self, weights: Weights, dtype=None):
+  def __init__(self, weights: Weights, dtype=None, mesh: Mesh | None = None):
     self.weights = weights
     self.dtype = _dtype(dtype)
+    self.mesh = mesh
     self._params = {}
 
   @classmethod
-  def load(cls, weights: str | os.PathLike | Weights | None = None, dtype=None) -> "DiceTalk":
+  def load(
+    cls,
+    weights: str | os.PathLike | Weights | None = None,
+    dtype=None,
+    mesh: str | MeshConfig | Mesh | None = None,
+  ) -> "DiceTalk":
     """Opens a weights folder that `dicetalk convert` made; without one, the small weights inside the package.
 
-    Raises WeightsError for a folder that is missing, incomplete, damaged or of a newer format.
+    mesh: such as "data=8" (see `MeshConfig.parse`), of all devices of all processes; None: this process's first one.
+    Raises WeightsError for a folder that is missing, incomplete, damaged or of a newer format, and InputError for a
+    mesh that does not fit the devices.
     """
-    return cls(weights if isinstance(weights, Weights) else Weights.open(weights or Weights.bundled()), dtype)
+    if isinstance(mesh, str):
+      mesh = MeshConfig.parse(mesh)
+    if isinstance(mesh, MeshConfig):
+      mesh = make_mesh(mesh)
+    return cls(weights if isinstance(weights, Weights) else Weights.open(weights or Weights.bundled()), dtype, mesh)
 
   @property
   def emotions(self) -> list[str]:
@@ -88,7 +105,7 @@ class DiceTalk:
     identity_scale, audio_scale, emotion_scale: guidance; without an audio_scale speech and emotion share the last.
     bank: attend to "all" codes of the emotion bank or to the "nearest". interpolate: 25 frames a second, else 12.5.
     noise (N, h/8, w/8, c) of unit variance replaces `seed`. dtype: for this and later calls. decode_chunk: frames the
-    VAE decodes together. windows_at_once: windows denoised side by side, 0 for all; changes memory and speed only.
+    VAE decodes together. windows_at_once: windows side by side on a device, 0 for all; changes memory and speed only.
     progress(stage, done, total) is called along the way.
     Raises InputError for what cannot be used, before anything slow has begun.
     """
@@ -111,7 +128,7 @@ class DiceTalk:
       constants, audio_table, emotion_table = self._conditions(portrait, speech, resolved, frames, bank, report)
       latents = denoise(
         self.weights.module("unet", self.dtype),
-        self._load("unet"),
+        self._load("unet", self.mesh),
         noise,
         audio_table.padded(window),
         emotion_table.padded(window),
@@ -121,9 +138,11 @@ class DiceTalk:
         guidance.branches(audio_scale),
         self._vae.scaling_factor,
         functools.partial(report, "denoising"),
+        self.mesh,
       )
+      decoding = functools.partial(report, "decoding")
       pictures = decode_frames(
-        self._vae, self._load("vae"), latents, frames, decode_chunk, functools.partial(report, "decoding")
+        self._vae, self._load("vae", self.mesh), latents, frames, decode_chunk, decoding, self.mesh
       )
       if interpolate:
         pictures = interpolate_frames(
@@ -193,11 +212,12 @@ class DiceTalk:
   def _vae(self):
     return self.weights.module("vae", self.dtype)
 
-  def _load(self, network):
-    if network not in self._params:
+  def _load(self, network, mesh=None):
+    if (network, mesh) not in self._params:
       dtype = jnp.float32 if network in _ALWAYS_FLOAT32 else self.dtype
-      self._params[network] = self.weights.load(network, dtype)
-    return self._params[network]
+      sharding = (lambda shapes: shardings({network: shapes}, mesh)[network]) if mesh else None
+      self._params[network, mesh] = self.weights.load(network, dtype, sharding)
+    return self._params[network, mesh]
 
   def _plan(self, steps, window, shift, overlap, group) -> Plan:
     _whole("steps", steps, 1)

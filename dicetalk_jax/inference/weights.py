@@ -28,6 +28,7 @@ from dicetalk_jax.conversion.store import (
   expanded,
   item_shapes,
   new_folder,
+  on_host,
   read_config,
   read_item,
   readable_size,
@@ -114,7 +115,7 @@ class Weights:
     config: Mapping,
     priors: Mapping[str, Mapping[str, np.ndarray]] | None = None,
   ) -> "Weights":
-    """Writes networks that came from training: name -> nested parameters on this host, each kept in its own dtype.
+    """Writes networks that came from training: name -> nested parameters, each kept in its own dtype.
 
     config: as `Weights.config`, of which "networks" (name -> architecture, see `conversion.networks.build`) must cover
     `networks`. Raises OutputError where `folder` cannot be written.
@@ -124,7 +125,7 @@ class Weights:
     size = sum(leaf.nbytes for params in networks.values() for leaf in jax.tree.leaves(params))
     with new_folder(folder, needed=size) as unfinished:
       for name, params in networks.items():
-        write_item(unfinished / name, [{path: np.asarray(leaf) for path, leaf in flatten(params).items()}])
+        write_item(unfinished / name, on_host(flatten(params)))
       if priors:
         write_priors(priors, unfinished / PRIORS)
       write_json(config | {"emotions": sorted(priors or ())}, unfinished / CONFIG)
@@ -168,12 +169,14 @@ class Weights:
     """A network's parameters as nested jax.Arrays.
 
     dtype: to cast to while reading; None keeps what is stored. sharding: a Sharding for all, a nested dict of them as
-    the parameters, or None for the default device. Raises WeightsError where the folder is damaged or
-    holds tensors other than those of its config.json.
+    the parameters, a function that gives such a dict of the nested shapes, or None for the default device. Raises
+    WeightsError where the folder is damaged or holds tensors other than those of its config.json.
     """
     shapes = self._shapes(network)
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if callable(sharding):
+      sharding = sharding(unflatten(shapes))
     shardings = flatten(sharding) if isinstance(sharding, Mapping) else collections.defaultdict(lambda: sharding)
     abstract = {
       path: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=shardings[path])

@@ -1,5 +1,6 @@
 """Stage 2: the compositional adaptation of the diffusion model to speech and emotion (§3.3, §4.1, Eq. 14-17)."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -9,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.conversion.store import read_item
+from dicetalk_jax.conversion.store import item_shapes, read_item
 from dicetalk_jax.data.batches import diffusion_batches
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.parallel.hosts import check_agreement, is_first
+from dicetalk_jax.parallel.mesh import to_host
+from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation_loss import ObjectiveConfig, objective
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import AdaptationConfig
@@ -29,7 +33,7 @@ from dicetalk_jax.training.networks import (
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.samples import SampleWriter, prior_means
-from dicetalk_jax.training.state import TrainState
+from dicetalk_jax.training.state import TrainState, split
 from dicetalk_jax.training.step import LossFn, make_step
 
 # Batches from which the codes of a new emotion bank begin.
@@ -53,13 +57,17 @@ def train_adaptation(
   folder = pathlib.Path(folder or config.out).expanduser()
   setup = set_up(config)
   loop, optimizer_config = config.loop, config.optimizer
+  placement = Placement.of(config.mesh, config.batches.batch, "clips")
   options = dict(emotional=config.emotional, regular=config.regular, config=config.batches, seed=loop.seed)
-  with diffusion_batches(workers=config.workers, **options) as batches:
+  with diffusion_batches(workers=config.workers, **options, **placement.share) as batches:
+    check_agreement({"configuration": dataclasses.asdict(config), "data": batches.source.fingerprint})
     example = batches.source[0]
     check_batch(setup, example, config)
     _tell_of_windows(setup, config, warn)
     optimizer = make_optimizer(optimizer_config, loop.steps)
-    state = initial_state(setup, config, optimizer, batches.source)
+    # The codes of a new bank begin at the same priors on every host.
+    whole = diffusion_batches(**options).source
+    state, where = initial_state(setup, config, optimizer, placement, whole)
     loss_fn = adaptation_loss(setup, config.objective)
     step_fn = make_step(
       loss_fn,
@@ -67,16 +75,19 @@ def train_adaptation(
       make_schedule(optimizer_config, loop.steps),
       optimizer_config.ema_decay,
       optimizer_config.accumulate,
+      where,
     )
+    accumulate = optimizer_config.accumulate
     outcome = train(
       state,
       step_fn,
       batches,
       loop,
       folder,
-      accumulate=optimizer_config.accumulate,
-      validate=_validation(setup, config, options, folder, warn, validated),
-      work=_work(setup, config, state, example),
+      accumulate=accumulate,
+      place=lambda batch: placement.place(batch, leading=int(accumulate > 1)),
+      validate=_validation(setup, config, options, placement, folder, warn, validated),
+      work=_work(setup, config, state, whole[0]),
       report=report,
       progress=progress,
       warn=warn,
@@ -97,21 +108,33 @@ def adaptation_loss(setup: Setup, config: ObjectiveConfig, training: bool = True
   return loss_fn
 
 
-def initial_state(setup: Setup, config: AdaptationConfig, optimizer, source=None) -> TrainState:
-  """The state before the first step: what trains in float32, the frozen U-Net in `setup.dtype`.
+def initial_state(
+  setup: Setup, config: AdaptationConfig, optimizer, placement: Placement | None = None, source=None
+) -> tuple[TrainState, TrainState]:
+  """The state before the first step, each leaf straight where it belongs, and the shardings of all but frozen leaves.
 
-  source: of the batches; the codes of a new emotion bank begin at priors of its clips, so that none lies where no
-  prior ever comes. Raises InputError for `config.trainable` that names nothing, or the emotion embedder.
+  What trains is float32, the frozen U-Net of `setup.dtype`. placement: this process's first device where none is given.
+  source: of whole batches; the codes of a new emotion bank begin at priors of its clips, so that none lies where no
+  prior ever comes. Raises InputError for `config.trainable` that names nothing, or the emotion embedder, and for rules
+  of `config.mesh` that cannot be meant.
   """
-  params = load_params(setup, config.loop.seed)
+  placement = placement or Placement.alone()
+  placement.check(setup.shapes)
+  params = load_params(setup, config.loop.seed, placement)
   if "emotion_model" in setup.missing and config.conditioning == "bank" and source is not None:
     params["emotion_model"] = with_codes_of(setup, params, source)
+  trained, frozen = split(params, trainable_patterns(config))
+  check_trained(trained)
+  del params
+  if "unet" in frozen:
+    frozen["unet"] = jax.tree.map(lambda leaf: leaf.astype(setup.dtype), frozen["unet"])
   key = jax.random.fold_in(jax.random.key(config.loop.seed), 1)
-  patterns = trainable_patterns(config)
-  state = TrainState.create(params, optimizer, key, patterns, ema=config.optimizer.ema_decay > 0)
-  check_trained(state.params)
-  unet = jax.tree.map(lambda leaf: leaf.astype(setup.dtype), state.frozen.get("unet", {}))
-  return state.replace(frozen=state.frozen | ({"unet": unet} if unet else {}))
+
+  def create(params):
+    return TrainState.create(params, optimizer, key, ema=config.optimizer.ema_decay > 0).replace(frozen=None)
+
+  state, where = placement.state(create, trained, params=trained)
+  return state.replace(frozen=frozen), where
 
 
 def with_codes_of(setup: Setup, params: Mapping, source) -> dict:
@@ -123,11 +146,12 @@ def with_codes_of(setup: Setup, params: Mapping, source) -> dict:
     priors.append(prior_means(setup.modules, params, source[i]))
     if sum(map(len, priors)) >= len(codes):
       break
-  fc = emotion_model["codebook"]["fc"]
+  fc = to_host(emotion_model["codebook"]["fc"])
   z = np.concatenate(priors)[: len(codes)] @ fc["kernel"] + fc["bias"]
   # Where there are fewer clips than codes they are gone through again, a little apart.
   spread = 0.1 * z.std() * jax.random.normal(jax.random.key(0), codes.shape)
-  codes = jnp.resize(z, codes.shape) + jnp.where(jnp.arange(len(codes))[:, None] < len(z), 0, spread)
+  begun = jnp.resize(z, codes.shape) + jnp.where(jnp.arange(len(codes))[:, None] < len(z), 0, spread)
+  codes = jax.device_put(np.asarray(begun, codes.dtype), codes.sharding)
   return emotion_model | {"codebook": emotion_model["codebook"] | {"codebook": {"embedding": codes}}}
 
 
@@ -141,14 +165,16 @@ def save_weights(setup: Setup, state: TrainState, folder: str | os.PathLike) -> 
   for name, shapes in setup.shapes.items():
     if name not in LEARNING:
       continue
-    ours = flatten(shapes)
-    given = {} if name in setup.missing else flatten(read_item(setup.weights.folder / name))
+    ours, folder_of = flatten(shapes), setup.weights.folder / name
+    held = set() if name in setup.missing else set(item_shapes(folder_of))
     learnt = {path: trained[f"{name}/{path}"] for path in ours if f"{name}/{path}" in trained}
-    if not learnt and given.keys() == ours.keys():
+    if not learnt and held == ours.keys():
       continue
-    drawn = flatten(state.frozen.get(name, {}))
-    leaves = {path: next(of[path] for of in (learnt, given, drawn) if path in of) for path in ours}
-    networks[name] = unflatten(jax.device_get(leaves))
+    # What is in the weights already the process that writes reads alone.
+    given = flatten(read_item(folder_of)) if held and is_first() else {}
+    drawn = {path: leaf for path, leaf in flatten(state.frozen.get(name, {})).items() if path not in held}
+    found = ((path, next((of[path] for of in (learnt, given, drawn) if path in of), None)) for path in ours)
+    networks[name] = unflatten({path: leaf for path, leaf in found if leaf is not None})
   write_result(folder, setup.weights, networks, {name: setup.architectures[name] for name in LEARNING})
 
 
@@ -165,33 +191,34 @@ def _work(setup, config, state, example) -> Work:
   b, f = example["latents_mean"].shape[:2]
   accumulate = config.optimizer.accumulate
   flops = training_flops(setup, config.objective, state.params, state.frozen, example)
-  return Work(accumulate * b * f, accumulate * flops.total, peak_flops(setup.dtype))
+  return Work(accumulate * b * f, accumulate * flops.total, jax.process_count() * peak_flops(setup.dtype))
 
 
-def _validation(setup, config, options, folder, warn, validated):
+def _validation(setup, config, options, placement, folder, warn, validated):
   try:
-    held_out = diffusion_batches(split=config.validation_split, training=False, **options)
+    held_out = diffusion_batches(split=config.validation_split, training=False, **options, **placement.share)
   except InputError as error:
     warn(f"Training goes on without validation: {error}.")
     return None
   # Nothing is dropped, so that two validations differ by what was learnt alone.
   loss_fn = adaptation_loss(setup, config.objective, training=False)
   evaluate = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1])
-  samples = SampleWriter(setup, config.samples, folder / "samples") if config.samples.clips else None
+  samples = SampleWriter(setup, config.samples, folder / "samples", placement) if config.samples.clips else None
   # The same ones each time, of all people and sets.
   source = held_out.source
+  shown = diffusion_batches(split=config.validation_split, training=False, **options).source[0] if samples else None
   numbers = np.unique(np.linspace(0, len(source) - 1, config.validation_batches).astype(int))
 
   def validate(state, log):
     params, found = state.averaged(), []
-    batches = [source[int(number)] for number in numbers]
-    for i, batch in enumerate(batches):
+    for i, number in enumerate(numbers):
+      batch = placement.place(source[int(number)])
       metrics = evaluate(params, batch, jax.random.fold_in(jax.random.key(0), i))
-      found.append((batch["valid"].sum(), jax.device_get(metrics)))
+      found.append((int(batch["valid"].sum()), jax.device_get(metrics)))
     weight = sum(count for count, _ in found)
     scalars = {name: float(sum(count * m[name] for count, m in found) / weight) for name in found[0][1]}
     if samples:
-      samples.write(int(state.step), params, batches[0], log)
+      samples.write(int(state.step), params, shown, log)
     if validated:
       validated(int(state.step), scalars)
     return scalars

@@ -19,6 +19,8 @@ from orbax.checkpoint import v1 as ocp
 from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.conversion.store import readable_size
 from dicetalk_jax.errors import OutputError, WeightsError
+from dicetalk_jax.parallel.hosts import gather, is_first, wait_for_all
+from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.training.state import TrainState
 
 _LOGGERS = ("absl", "asyncio")
@@ -80,12 +82,18 @@ class Checkpoints:
     step = int(state.step)
     if self.latest == step:
       return
-    self._clear()
+    if is_first():
+      self._clear()
     moving = _stored(state)
-    needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(moving) for shard in leaf.addressable_shards)
+    # Of each part that several devices hold, one is written.
+    shards = (shard for leaf in jax.tree.leaves(moving) for shard in leaf.addressable_shards if shard.replica_id == 0)
+    needed = sum(shard.data.nbytes for shard in shards)
     try:
       # Asked first: Orbax would fill the disk to the brim before it fails.
-      if (free := shutil.disk_usage(self._folder).free) < needed:
+      # Of several hosts all or none begin to write: each would wait for the others.
+      wants = gather([needed, shutil.disk_usage(self._folder).free])
+      needed, free = sum(of[0] for of in wants), min(of[1] for of in wants)
+      if free < needed:
         raise OSError(errno.ENOSPC, f"it needs {readable_size(needed)}, and {readable_size(free)} are free")
       metadata = {"data": dict(data), "frozen": self._frozen(state)}
       self._saving = step
@@ -109,6 +117,7 @@ class Checkpoints:
     """
     damaged = []
     for step in sorted((checkpoint.step for checkpoint in self._orbax.checkpoints), reverse=True):
+      found, failure = None, None
       try:
         found = self._read(step, state)
       except WeightsError:
@@ -116,8 +125,11 @@ class Checkpoints:
       except Exception as error:  # Orbax and TensorStore have many names for a damaged file
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
           raise
+        failure = _reason(error)
+      # Each host reads parts of its own: where one cannot, all take the one before.
+      if failures := [found for found in gather(failure) if found]:
         damaged.append(step)
-        self._warn(f"{self._folder / str(step)} is damaged ({_reason(error)}).")
+        self._warn(f"{self._folder / str(step)} is damaged ({failures[0]}).")
         continue
       if damaged:
         self._set_aside(damaged)
@@ -134,7 +146,8 @@ class Checkpoints:
     try:
       self._finish()
       self._orbax.close()
-      self._clear()
+      if is_first():
+        self._clear()
     finally:
       self._restore_logging()
 
@@ -165,7 +178,7 @@ class Checkpoints:
   def _frozen(self, state):
     if self._checksums is None:
       sums = jax.jit(lambda tree: jax.tree.map(_checksum, tree))(state.frozen)
-      self._checksums = {path: int(value) for path, value in flatten(jax.device_get(sums)).items()}
+      self._checksums = {path: int(value) for path, value in flatten(to_host(sums)).items()}
     return self._checksums
 
   def _finish(self, raises=False):
@@ -180,12 +193,14 @@ class Checkpoints:
 
   def _failed(self, step, error, raises):
     self._saving = None
-    self._clear()
+    if is_first():
+      self._clear()
     with contextlib.suppress(OSError):
       self._orbax.reload()
     last = "there is none before it" if self.latest is None else f"the last is that of step {self.latest}"
     message = f"The checkpoint of step {step} could not be written to {self._folder}: {_reason(error)}; {last}."
-    if raises:
+    # Of several hosts one may have failed alone, and all have to know the same checkpoints: this one ends them.
+    if raises or (jax.process_count() > 1 and getattr(error, "errno", None) != errno.ENOSPC):
       raise OutputError(message) from error
     self._warn(message)
 
@@ -199,8 +214,9 @@ class Checkpoints:
       shutil.rmtree(path, ignore_errors=True)
 
   def _set_aside(self, steps):
-    for step in steps:
+    for step in steps if is_first() else ():
       (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
+    wait_for_all("damaged checkpoints are set aside")
     self._orbax.reload()
 
   def _restore_logging(self):

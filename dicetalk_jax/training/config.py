@@ -6,6 +6,7 @@ from typing import Literal
 
 from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
 from dicetalk_jax.diffusion.losses import SIGMA_MEAN, SIGMA_STD
+from dicetalk_jax.parallel.mesh import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +134,16 @@ class EmbedderConfig:
   """τ of the contrastive loss (Eq. 7)."""
 
   drop_video: float = 0.2
-  """Share of the rows with both modalities that train without expression."""
+  """Share of the contrast of clips without their expression, beside that of whole ones."""
 
   drop_audio: float = 0.2
-  """Share of the rows with both modalities that train without speech; never both."""
+  """Share of the contrast of clips without their speech; never both at once."""
 
   validation_split: str = "test"
   """Of the data: people that are not in training."""
+
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  """The devices of all hosts as data x fsdp x tensor; a batch, of all hosts together, is split over data and fsdp."""
 
   workers: int = 0
   """Processes that read data; 0: threads of this one."""
@@ -260,6 +264,9 @@ class AdaptationConfig:
 
   validation_batches: int = 8
   """The loss is validated on so many batches."""
+
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  """The devices of all hosts as data x fsdp x tensor; a batch, of all hosts together, is split over data and fsdp."""
 
   workers: int = 0
   """Processes that read data; 0: threads of this one."""

@@ -16,6 +16,9 @@ from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.models.emotion_embedder import EmotionEmbedder
+from dicetalk_jax.parallel.hosts import check_agreement
+from dicetalk_jax.parallel.mesh import to_host
+from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.clustering import centroid_accuracy, clustering_strength
 from dicetalk_jax.training.config import EmbedderConfig
@@ -33,35 +36,43 @@ def embedder_inputs(batch: Mapping) -> list:
   return [batch[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
 
 
-def drop_modalities(key, expression_mask, speech_mask, drop_video, drop_audio):
-  """Masks (b, n) with a modality away in some of the rows that have both, and never both: the same two masks."""
-  u = jax.random.uniform(key, expression_mask.shape[:1])
+def drop_modality(key, expression_mask, speech_mask, video_share):
+  """Masks (b, n) with one modality away in each row that has both, the expression in `video_share` of them.
+
+  -> the two masks, and which rows those are (b,).
+  """
   both = expression_mask.any(-1) & speech_mask.any(-1)
-  without_video = both & (u < drop_video)
-  without_audio = both & (u >= drop_video) & (u < drop_video + drop_audio)
-  return expression_mask & ~without_video[:, None], speech_mask & ~without_audio[:, None]
+  video = jax.random.uniform(key, both.shape) < video_share
+  return expression_mask & ~(both & video)[:, None], speech_mask & ~(both & ~video)[:, None], both
 
 
 def embedder_loss(model: EmotionEmbedder, temperature: float, drop_video: float, drop_audio: float) -> LossFn:
-  """The contrastive loss of priors that are drawn anew each step (Eq. 6-8), of batches as `embedder_batches` gives."""
+  """The contrastive loss of priors that are drawn anew each step (Eq. 6-8), of batches as `embedder_batches` gives.
+
+  A clip of which one modality is dropped is compared with whole ones, which stand still for it: it learns to lie where
+  they lie, and what it cannot tell blurs nothing that they can. Its loss is weighted by the share of the drops.
+  """
+  dropped = drop_video + drop_audio
 
   def loss_fn(params, batch, key):
-    drop_key, dropout_key, sample_key = jax.random.split(key, 3)
-    expression_mask, speech_mask = batch["expression_mask"], batch["speech_mask"]
-    if model.inputs == "both":
-      expression_mask, speech_mask = drop_modalities(drop_key, expression_mask, speech_mask, drop_video, drop_audio)
-    prior = model.apply(
-      {"params": params},
-      batch["expression"],
-      expression_mask,
-      batch["speech"],
-      speech_mask,
-      deterministic=False,
-      rngs={"dropout": dropout_key},
-    )
+    whole_key, part_key, drop_key = jax.random.split(key, 3)
+    masks = batch["expression_mask"], batch["speech_mask"]
+
+    def draw(key, expression_mask, speech_mask):
+      dropout_key, sample_key = jax.random.split(key)
+      inputs = (batch["expression"], expression_mask, batch["speech"], speech_mask)
+      prior = model.apply({"params": params}, *inputs, deterministic=False, rngs={"dropout": dropout_key})
+      return prior, prior.sample(sample_key)
+
     # A clip without coefficients says nothing to an embedder of video alone.
-    usable = batch["valid"] & has_input(model.inputs, expression_mask, speech_mask)
-    loss = info_nce(prior.sample(sample_key), batch["group"], usable, temperature)
+    usable = batch["valid"] & has_input(model.inputs, *masks)
+    prior, s = draw(whole_key, *masks)
+    loss = info_nce(s, batch["group"], usable, temperature)
+    if model.inputs == "both" and dropped:
+      *part_masks, has_both = drop_modality(drop_key, *masks, drop_video / dropped)
+      _, part = draw(part_key, *part_masks)
+      keys = jax.lax.stop_gradient(s)
+      loss += dropped * info_nce(part, batch["group"], usable & has_both, temperature, keys=keys, valid_keys=usable)
     weight = usable / jnp.maximum(usable.sum(), 1)
     norms = {"mu_norm": prior.mu, "sigma_norm": prior.sigma}
     return loss, {name: (jnp.linalg.norm(value, axis=-1) * weight).sum() for name, value in norms.items()}
@@ -75,18 +86,23 @@ def has_input(inputs: str, expression_mask, speech_mask):
   return {"both": seen | heard, "video": seen, "audio": heard}[inputs]
 
 
-def embed(model: EmotionEmbedder, params: Mapping, batches: Iterable[dict]) -> dict[str, np.ndarray]:
-  """μ_s of every usable row of finite batches, with its labels.
+def embed(
+  model: EmotionEmbedder,
+  params: Mapping,
+  batches: Iterable[dict],
+  place: Callable[[dict], Mapping[str, jax.Array]] = lambda batch: batch,
+) -> dict[str, np.ndarray]:
+  """μ_s of every usable row of finite batches, with its labels; place: of this process's rows to those of all.
 
   -> mu (n, features) float32; group, identity, emotion, level, clip (n,) int32.
   """
   found = []
-  for batch in batches:
+  for batch in map(place, batches):
     prior = _apply(model, params, *embedder_inputs(batch))
-    usable = batch["valid"] & has_input(model.inputs, batch["expression_mask"], batch["speech_mask"])
-    row = {"mu": np.asarray(prior.mu)} | {
-      name: batch[name] for name in ("group", "identity", "emotion", "level", "clip")
-    }
+    names = ("group", "identity", "emotion", "level", "clip")
+    inputs = has_input(model.inputs, batch["expression_mask"], batch["speech_mask"])
+    row = to_host({"mu": prior.mu, "usable": batch["valid"] & inputs} | {name: batch[name] for name in names})
+    usable = row.pop("usable")
     found.append({name: value[usable] for name, value in row.items()})
   return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
 
@@ -130,24 +146,37 @@ def train_embedder(
   folder = pathlib.Path(folder or config.out).expanduser()
   weights = Weights.open(config.weights) if config.weights else None
   loop, optimizer_config = config.loop, config.optimizer
-  options = dict(config=config.batches, seed=loop.seed)
+  placement = Placement.of(config.mesh, config.batches.groups * config.batches.clips, "clips")
+  options = dict(config=config.batches, seed=loop.seed, **placement.share)
   with embedder_batches(list(config.data), workers=config.workers, **options) as batches:
+    check_agreement({"configuration": dataclasses.asdict(config), "data": batches.source.fingerprint})
     example = batches.source[0]
     model = embedder_model(config, example)
     if weights is not None:
       _check_weights(weights, model)
       check_encoded_with(weights, config.data, ("audio_encoder",))
     init_key, key = jax.random.split(jax.random.key(loop.seed))
-    params = jax.jit(model.init)(init_key, *embedder_inputs(example))["params"]
     optimizer = make_optimizer(optimizer_config, loop.steps)
-    state = TrainState.create(params, optimizer, key, ema=optimizer_config.ema_decay > 0)
+    shapes = [(array.shape, array.dtype) for array in embedder_inputs(example)]
+
+    def draw(key):
+      return model.init(key, *(jnp.zeros(*of) for of in shapes))["params"]
+
+    def create(init_key):
+      return TrainState.create(draw(init_key), optimizer, key, ema=optimizer_config.ema_decay > 0)
+
+    params = jax.eval_shape(draw, init_key)
+    placement.check(params)
+    state, where = placement.state(create, init_key, params=params)
     step_fn = make_step(
       embedder_loss(model, config.temperature, config.drop_video, config.drop_audio),
       optimizer,
       make_schedule(optimizer_config, loop.steps),
       optimizer_config.ema_decay,
       optimizer_config.accumulate,
+      where.replace(frozen=None),
     )
+    accumulate = optimizer_config.accumulate
     rows = config.batches.groups * config.batches.clips * optimizer_config.accumulate
     outcome = train(
       state,
@@ -155,15 +184,16 @@ def train_embedder(
       batches,
       loop,
       folder,
-      accumulate=optimizer_config.accumulate,
-      validate=_validation(config, model, options, warn, validated),
-      work=_work(config, model, state, example, rows),
+      accumulate=accumulate,
+      place=lambda batch: placement.place(batch, leading=int(accumulate > 1)),
+      validate=_validation(config, model, options, placement, warn, validated),
+      work=_work(config, model, state, example, rows, placement.share["process_count"]),
       report=report,
       progress=progress,
       warn=warn,
     )
   if outcome.status == Status.FINISHED:
-    params = jax.device_get(outcome.state.averaged())
+    params = outcome.state.averaged()
     of_clips = {"emotion_embedder": {"frames": config.batches.frames}}
     write_result(
       folder / "weights", weights, {"emotion_embedder": params}, {"emotion_embedder": architecture(model)}, of_clips
@@ -177,14 +207,16 @@ def architecture(model: EmotionEmbedder) -> dict:
   return {name: getattr(model, name) for name in names}
 
 
-def _work(config, model, state, example, rows) -> Work:
+def _work(config, model, state, example, rows, shares) -> Work:
   loss_fn = embedder_loss(model, config.temperature, config.drop_video, config.drop_audio)
   key = jax.eval_shape(lambda: jax.random.key(0))
   flops = count_flops(jax.grad(lambda *of: loss_fn(*of)[0]), state.params, example, key)
-  return Work(rows * config.batches.frames, config.optimizer.accumulate * flops.total, peak_flops(jnp.float32))
+  # Counted for this process's rows.
+  total = shares * config.optimizer.accumulate * flops.total
+  return Work(rows * config.batches.frames, total, jax.process_count() * peak_flops(jnp.float32))
 
 
-def _validation(config, model, options, warn, validated):
+def _validation(config, model, options, placement, warn, validated):
   try:
     held_out = embedder_batches(list(config.data), split=config.validation_split, training=False, **options)
   except InputError as error:
@@ -193,7 +225,7 @@ def _validation(config, model, options, warn, validated):
 
   def validate(state, log):
     with held_out:
-      embedded = embed(model, state.averaged(), held_out)
+      embedded = embed(model, state.averaged(), held_out, placement.place)
     scalars = separation(embedded)
     if plot := prior_plot("priors", embedded):
       log.summaries(int(state.step), plot)

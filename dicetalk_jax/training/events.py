@@ -21,9 +21,10 @@ class EventLog:
   SummaryWriter hands events to a thread, which ends at a full disk, and then waits for it for ever.
   """
 
-  def __init__(self, folder: str | os.PathLike, first_step: int, warn: Callable[[str], None]):
+  def __init__(self, folder: str | os.PathLike, first_step: int, warn: Callable[[str], None], silent: bool = False):
+    """silent: nothing is written, as another process of the run does it."""
     self._folder, self._step, self.warn = pathlib.Path(folder), first_step, warn
-    self._writer, self._warned = None, False
+    self._writer, self._warned, self._silent = None, False, silent
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """One point of each curve."""
@@ -31,6 +32,8 @@ class EventLog:
 
   def summaries(self, step: int, *summaries: Summary) -> None:
     """What the functions of `tensorboardX.summary` make: images, videos, figures, histograms."""
+    if self._silent:
+      return
     try:
       if self._writer is None:
         self._open()

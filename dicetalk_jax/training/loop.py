@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import fcntl
+import functools
 import os
 import pathlib
 import signal
@@ -13,9 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
+from dicetalk_jax.parallel.hosts import is_first
+from dicetalk_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from dicetalk_jax.training.checkpoints import Checkpoints, show
 from dicetalk_jax.training.config import LoopConfig
 from dicetalk_jax.training.events import EventLog
@@ -90,6 +94,7 @@ def train(
   order, at most one step late and before the step is in any checkpoint; progress("train", done, total).
 
   SIGTERM and Ctrl-C end it after the step that runs, with a checkpoint: INTERRUPTED; a second Ctrl-C ends it at once.
+  Of several processes, which all call this with their parts of the batches, any one that is asked ends all.
   `folder` gets checkpoints/, log/ (TensorBoard) and, where it diverges, diverged_<step>.npz. Raises DivergedError;
   WeightsError, InputError for a checkpoint of another model or other data; InputError for data that ends or cannot be
   read, where what was done before is saved, for a `config` that makes no sense, and where another process trains in
@@ -107,17 +112,18 @@ def train(
       state, data_state = found
       data.set_state(data_state)
     begin = step = int(state.step)
-    log = stack.enter_context(EventLog(folder / "log", begin + 1, warn))
+    log = stack.enter_context(EventLog(folder / "log", begin + 1, warn, silent=not is_first()))
     stop = stack.enter_context(_stopping())
     clock = _Clock(begin)
-    pending = None
+    pending, asked = None, _Asked(stop)
 
     def settle():
       """Looks at the step before: the device computes the next one meanwhile."""
       nonlocal pending
       if pending is None:
         return
-      (done, batch, metrics), pending = pending, None
+      (done, batch, metrics, anyone), pending = pending, None
+      asked.settle(anyone)
       metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
       if report:
         report(done, metrics)
@@ -130,28 +136,31 @@ def train(
       if metrics["skipped_in_row"] >= config.max_skipped:
         raise DivergedError(_diverged(folder, done, batch, metrics))
 
-    while step < config.steps and not stop.is_set():
+    while step < config.steps and not asked.to_stop:
       place_in_data = data.get_state()
       try:
         batch = _next(data, accumulate, step)
       except Exception:
         # Ctrl-C reaches processes that read data, too, and ends them.
-        if stop.is_set():
+        if asked.to_stop:
           data.set_state(place_in_data)
           break
+        if jax.process_count() > 1:
+          raise  # the others cannot save without this one, and end with it
         settle()
         if step > begin:
           checkpoints.save(state, place_in_data)
         raise
+      anyone = asked.ask()
       state, metrics = step_fn(state, place(batch))
       settle()
-      step, pending = step + 1, (step + 1, batch, metrics)
+      step, pending = step + 1, (step + 1, batch, metrics, anyone)
       checkpoints.poll()
       last = step == config.steps
       if last or step % config.checkpoint_every == 0:
         settle()
         checkpoints.save(state, data.get_state(), wait=last)
-      if validate and not stop.is_set() and (last or step % config.validate_every == 0):
+      if validate and not asked.to_stop and (last or step % config.validate_every == 0):
         settle()
         with clock.paused():
           log.scalars(step, {f"validation/{name}": value for name, value in validate(state, log).items()})
@@ -216,6 +225,37 @@ def _diverged(folder, step, batch, metrics) -> str:
   except OSError as error:
     return f"{said}; {advice} (its batch could not be saved: {error.strerror})."
   return f"{said}; {advice}: its batch is in {path}."
+
+
+class _Asked:
+  """Whether this run is to stop: alone, as soon as it is asked; of several processes, all after the same step.
+
+  A signal may reach one of them, or each at another step. So each tells the others with every step, and hears them a
+  step later, together with the metrics: that costs nothing.
+  """
+
+  def __init__(self, stop: threading.Event):
+    self._stop, self._anyone = stop, False
+    self._alone = jax.process_count() == 1
+    if not self._alone:
+      mesh = make_mesh()
+      self._place = functools.partial(jax.make_array_from_callback, (mesh.size,), batch_sharding(mesh))
+      self._max = jax.jit(jnp.max, out_shardings=replicated(mesh))
+
+  @property
+  def to_stop(self) -> bool:
+    return self._stop.is_set() if self._alone else self._anyone
+
+  def ask(self):
+    """Tells the others; what it gives goes to `settle` a step later."""
+    if self._alone:
+      return None
+    told = np.full(1, self._stop.is_set(), np.int32)
+    return self._max(self._place(lambda index: told))
+
+  def settle(self, anyone) -> None:
+    if anyone is not None:
+      self._anyone = self._anyone or bool(anyone)
 
 
 class _Clock:

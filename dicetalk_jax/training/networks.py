@@ -1,6 +1,7 @@
 """The networks of the adaptation: which modules, with which parameters, on which data."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from dicetalk_jax.data.records import EMOTIONS, LEVELS
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.pipeline import DTYPES
 from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation_loss import Networks
 from dicetalk_jax.training.config import TRAINABLE, AdaptationConfig
 from dicetalk_jax.training.initial import initial_params, network_key
@@ -168,17 +170,24 @@ def check_trained(params: Mapping) -> None:
     )
 
 
-def load_params(setup: Setup, seed: int) -> dict[str, dict]:
-  """{network: nested parameters}: those of the weights, and initial ones of what is missing, from `seed`."""
+def load_params(setup: Setup, seed: int, placement: Placement) -> dict[str, dict]:
+  """{network: nested parameters}, each where it belongs: those of the weights, and of what is missing, from `seed`."""
   params = {}
+
+  def draw(name):
+    key = network_key(name, seed)
+    return initial_params(name, setup.architectures[name], key, lambda shapes: where(name, shapes))
+
+  def where(name, shapes):
+    return placement.parameters({name: shapes})[name]
+
   for name in Networks._fields:
     if name in setup.missing:
-      params[name] = initial_params(name, setup.architectures[name], network_key(name, seed))
+      params[name] = draw(name)
     else:
-      params[name] = setup.weights.load(name)
+      params[name] = setup.weights.load(name, sharding=functools.partial(where, name))
   if "emotion_model/query" in setup.missing:
-    architecture = setup.architectures["emotion_model"]
-    drawn = initial_params("emotion_model", architecture, network_key("emotion_model", seed))
+    drawn = draw("emotion_model")
     params["emotion_model"]["query"] = drawn["query"]
   if setup.architectures["emotion_model"]["conditioning"] != "learnable":
     params["emotion_model"].pop("query", None)

@@ -6,8 +6,11 @@ import pathlib
 import shutil
 from collections.abc import Mapping
 
+from dicetalk_jax.conversion.engine import flatten
+from dicetalk_jax.conversion.store import on_host
 from dicetalk_jax.errors import OutputError
 from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.parallel.hosts import is_first, wait_for_all
 
 
 def write_result(
@@ -20,8 +23,16 @@ def write_result(
   """A copy of `base` with `networks` ({name: nested parameters}) replaced or added; without one, these alone.
 
   config: more of config.json's top level. One that an earlier end of the run has left is replaced, once the new one is
-  whole. Raises OutputError where it cannot be written.
+  whole. Of several processes all have to call this, and the first writes. Raises OutputError where it cannot be
+  written.
   """
+  if not is_first():
+    # Arrays that lie over several processes need all of them to be read.
+    for params in networks.values():
+      for _ in on_host(flatten(params)):
+        pass
+    wait_for_all("weights are written")
+    return Weights.open(folder)
   try:
     with replaced(pathlib.Path(folder).expanduser()) as target:
       if base is None:
@@ -33,6 +44,7 @@ def write_result(
     raise OutputError(
       f"{said} Training has ended and its last checkpoint is whole: mend this, and the same command writes the weights."
     ) from error
+  wait_for_all("weights are written")
   return Weights.open(folder)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 from tensorboardX.proto.summary_pb2 import Summary
 
@@ -17,6 +18,9 @@ from dicetalk_jax.inference.decoding import decode_frames
 from dicetalk_jax.inference.denoising import Constants, Plan, denoise
 from dicetalk_jax.inference.emotion import FRAMES_PER_SECOND, Emotion
 from dicetalk_jax.media.video import write_video
+from dicetalk_jax.parallel.hosts import is_first
+from dicetalk_jax.parallel.mesh import to_host
+from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation_loss import Networks, face_masks
 from dicetalk_jax.training.config import SamplesConfig
 from dicetalk_jax.training.events import EventLog
@@ -26,13 +30,21 @@ _DECODE_CHUNK = 10
 
 
 def sample_latents(
-  setup: Setup, params: Mapping, row: Mapping, mu: np.ndarray, config: SamplesConfig, noise: np.ndarray
+  setup: Setup,
+  params: Mapping,
+  row: Mapping,
+  mu: np.ndarray,
+  config: SamplesConfig,
+  noise: np.ndarray,
+  mesh: Mesh | None = None,
 ) -> jax.Array:
   """Denoises one window with the conditions of a row of `diffusion_batches` and the prior mu (256,), as inference does.
 
-  noise (f, h, w, c) of unit variance -> latents (f, h, w, c) times the VAE's scaling factor.
+  noise (f, h, w, c) of unit variance -> latents (f, h, w, c) times the VAE's scaling factor. mesh: where `params` lie,
+  if over several processes, which all call this.
   """
   modules, frames = setup.modules, len(noise)
+  params = _local(params)
   mask = face_masks(jnp.asarray(row["mask_box"])[None], *(setup.downscale * side for side in noise.shape[1:3]))
   windows = np.concatenate([row["audio"], np.zeros_like(row["audio"][:1])]).astype(np.float32)
   tokens = _apply(modules.audio_projection, params["audio_projection"], windows)
@@ -60,7 +72,15 @@ def sample_latents(
     guidance.scales(config.identity_scale, config.emotion_scale),
     guidance.branches(),
     setup.scaling_factor,
+    mesh=mesh,
   )
+
+
+def _local(params: Mapping) -> dict:
+  """The parameters with all networks but the U-Net on this process, where they lie over several."""
+  if jax.process_count() == 1:
+    return params
+  return {name: of if name == "unet" else to_host(of) for name, of in params.items()}
 
 
 _apply = jax.jit(lambda module, params, *inputs: module.apply({"params": params}, *inputs), static_argnums=0)
@@ -72,8 +92,10 @@ class SampleWriter:
   They are seen through the VAE on both sides, so that what differs is the diffusion model's.
   """
 
-  def __init__(self, setup: Setup, config: SamplesConfig, folder: pathlib.Path):
+  def __init__(self, setup: Setup, config: SamplesConfig, folder: pathlib.Path, placement: Placement | None = None):
+    """placement: where the parameters lie; all its processes make the same samples, and the first writes them."""
     self._setup, self._config, self._folder = setup, config, folder
+    self._mesh = placement.mesh if placement is not None and placement.mesh.size > 1 else None
     self._vae = setup.weights.module("vae", setup.dtype)
     self._vae_params = None
 
@@ -82,6 +104,8 @@ class SampleWriter:
     for i in range(min(self._config.clips, int(batch["valid"].sum()))):
       row = {name: value[i] for name, value in batch.items()}
       true, made = self.pictures(params, row, i)
+      if not is_first():
+        continue
       pictures = np.concatenate([true, made], axis=2)  # side by side along the width
       log.summaries(step, _animation(f"samples/{i}", pictures))
       try:
@@ -97,7 +121,7 @@ class SampleWriter:
     true = self._setup.scaling_factor * row["latents_mean"].astype(np.float32)
     (mu,) = prior_means(self._setup.modules, params, {name: value[None] for name, value in row.items()})
     noise = np.asarray(jax.random.normal(jax.random.key(seed), true.shape))
-    made = sample_latents(self._setup, params, row, mu, self._config, noise)
+    made = np.asarray(sample_latents(self._setup, params, row, mu, self._config, noise, self._mesh))
     return tuple(
       decode_frames(self._vae, self._vae_params, jnp.asarray(latents), len(true), _DECODE_CHUNK)
       for latents in (true, made)
@@ -107,7 +131,7 @@ class SampleWriter:
 def prior_means(modules: Networks, params: Mapping, batch: Mapping) -> np.ndarray:
   """μ_s (b, 256) of a batch's clips (Eq. 4)."""
   inputs = [batch[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
-  return np.asarray(_apply(modules.emotion_embedder, params["emotion_embedder"], *inputs).mu)
+  return to_host(_apply(modules.emotion_embedder, params["emotion_embedder"], *inputs).mu)
 
 
 def _animation(name: str, frames: np.ndarray) -> Summary:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.parallel.mesh import replicated
 from dicetalk_jax.training.state import TrainState, merge
 
 LossFn = Callable[[dict, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -29,7 +30,8 @@ def make_step(
   loss_fn(params, batch, key) -> loss (), {name: ()}; params nested, what is frozen among them. accumulate > 1: each
   array of the batch has so many parts in front, (accumulate, b, ...), and their gradients are averaged. Where loss or
   gradients are not finite, parameters, optimizer and average stay as they were, and the step is counted as skipped.
-  state_sharding: a TrainState of Shardings that the new state keeps to, frozen None; None leaves it to the compiler.
+  state_sharding: a TrainState of NamedShardings that the new state keeps to, frozen None, on whose mesh metrics are
+  replicated; None leaves it to the compiler.
 
   metrics, all () float32: loss, grad_norm before clipping, what loss_fn adds, learning_rate where there is a schedule,
   finite, skipped, skipped_in_row. The average's decay after n updates is min(ema_decay, (1 + n) / (10 + n)).
@@ -59,9 +61,9 @@ def make_step(
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), batches))
     return jax.tree.map(lambda leaf: leaf / accumulate, total)
 
-  @functools.partial(
-    jax.jit, donate_argnums=0, out_shardings=None if state_sharding is None else (state_sharding, None)
-  )
+  shardings = None if state_sharding is None else (state_sharding, replicated(state_sharding.step.mesh))
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
   def advance(state, frozen, batch):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     gradient, metrics = (gradients if accumulate == 1 else mean_gradients)(state.params, frozen, batch, key)

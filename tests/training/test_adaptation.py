@@ -19,6 +19,8 @@ from dicetalk_jax.data.encoded import FORMAT, VERSION
 from dicetalk_jax.data.encoders import check_encoded_with, fingerprint
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.parallel.mesh import MeshConfig
+from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training import adaptation
 from dicetalk_jax.training.adaptation import initial_state, save_weights, train_adaptation, with_codes_of
 from dicetalk_jax.training.config import AdaptationConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, SamplesConfig
@@ -62,6 +64,7 @@ def config(weights, data):
     size=64,
     batches=DiffusionBatchConfig(batch=2, frames=3, prior_frames=8),
     optimizer=OptimizerConfig(learning_rate=3e-3, ema_decay=0.5),
+    mesh=MeshConfig(1, 1, 1),
     loop=LoopConfig(steps=4, checkpoint_every=2, validate_every=100),
     samples=SamplesConfig(clips=0),
     remat=False,
@@ -110,7 +113,7 @@ def test_it_trains_goes_on_and_leaves_weights(config, tmp_path, weights):
 def test_frozen_leaves_are_the_ones_they_were_and_have_no_optimizer_state(config):
   setup = set_up(dataclasses.replace(config, dtype="bfloat16", trainable=("adapters",)))
   optimizer = make_optimizer(config.optimizer, 4)
-  state = initial_state(setup, config, optimizer)
+  state, _ = initial_state(setup, config, optimizer)
   trained, frozen = flatten(state.params), flatten(state.frozen)
   assert all("_ip_" in path for path in trained if path.startswith("unet/"))
   assert all(path.startswith("emotion_embedder/") or path.startswith("unet/") for path in frozen)
@@ -135,7 +138,7 @@ def test_frozen_leaves_are_the_ones_they_were_and_have_no_optimizer_state(config
 )
 def test_what_trains_is_named(config, trainable, holds, lacks):
   config = dataclasses.replace(config, trainable=(trainable,))
-  trained = flatten(initial_state(set_up(config), config, make_optimizer(config.optimizer, 4)).params)
+  trained = flatten(initial_state(set_up(config), config, make_optimizer(config.optimizer, 4))[0].params)
   assert holds in trained and lacks not in trained
 
 
@@ -147,7 +150,7 @@ def test_networks_that_the_weights_lack_begin_untrained(config, weights, tmp_pat
   )
   setup = set_up(config)
   assert set(setup.missing) == {"unet", "audio_projection", "emotion_model", "pose_guider"}
-  params = load_params(setup, 0)
+  params = load_params(setup, 0, Placement.alone())
   unet = flatten(params["unet"])
   adapters = [path for path in unet if "_ip_" in path]
   assert len(adapters) == 8
@@ -182,7 +185,7 @@ def test_what_was_frozen_is_left_bit_for_bit_as_the_weights_have_it(config, weig
   # In training it is held in half precision.
   config = dataclasses.replace(config, dtype="bfloat16", trainable=("unet/.*to_k_ip_0", "classifier"))
   setup = set_up(config)
-  state = initial_state(setup, config, make_optimizer(config.optimizer, 4))
+  state, _ = initial_state(setup, config, make_optimizer(config.optimizer, 4))
   state = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
   save_weights(setup, state, tmp_path / "made")
   made = Weights.open(tmp_path / "made")
@@ -205,10 +208,13 @@ def test_each_validation_is_of_the_same_clips_of_all_people(config, tmp_path, mo
 
   monkeypatch.setattr(adaptation, "adaptation_loss", lambda *of, **options: loss_fn)
   setup = set_up(config)
-  state = initial_state(setup, config, make_optimizer(config.optimizer, 4))
+  state, _ = initial_state(setup, config, make_optimizer(config.optimizer, 4))
   config = dataclasses.replace(config, validation_batches=3)
   options = dict(emotional=config.emotional, regular=(), config=config.batches, seed=0)
-  validate = adaptation._validation(setup, config, options, tmp_path, None, lambda step, scalars: seen.append(scalars))
+  placement = Placement.alone()
+  validate = adaptation._validation(
+    setup, config, options, placement, tmp_path, None, lambda step, scalars: seen.append(scalars)
+  )
   validate(state, None)
   validate(state, None)
   # 18 clips, 2 a batch: the first, the middle and the last batch.

@@ -12,6 +12,7 @@ from dicetalk_jax.data.records import SAMPLES_PER_FRAME, Clip, encode_frames, fe
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
 from dicetalk_jax.data.world.drawing import draw_clip
 from dicetalk_jax.demo import _CONFIG
+from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.training.adaptation import adaptation_loss, initial_state, train_adaptation
 from dicetalk_jax.training.autoencoder import train_autoencoder
 from dicetalk_jax.training.config import AdaptationConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, SamplesConfig
@@ -59,6 +60,7 @@ def test_four_clips_are_learnt_by_heart_and_given_back(tmp_path):
       model=AutoencoderModelConfig((16, 32, 64, 64), layers_per_block=1, latent_channels=8, norm_num_groups=4),
       batches=FrameBatchConfig(batch=4, frames=2, flip=0.0),
       optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine", ema_decay=0.9),
+      mesh=MeshConfig(1, 1, 1),
       loop=LoopConfig(steps=400, checkpoint_every=1000, validate_every=1000),
     ),
     tmp_path / "vae",
@@ -93,7 +95,7 @@ def test_four_clips_are_learnt_by_heart_and_given_back(tmp_path):
       [loss_fn(params, batch, key)[1]["denoising"] for batch, of in zip(examples, keys, strict=True) for key in of]
     )
 
-  before = loss(initial_state(setup, config, make_optimizer(config.optimizer, config.loop.steps)).latest())
+  before = loss(initial_state(setup, config, make_optimizer(config.optimizer, config.loop.steps))[0].latest())
   setup, outcome = train_adaptation(config, tmp_path / "run", warn=lambda message: None)
   params = outcome.state.averaged()
   after = loss(params)

@@ -1,0 +1,1 @@
+"""Many devices and many hosts: the mesh, what is sharded over it and how, and who takes part."""

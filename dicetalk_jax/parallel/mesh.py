@@ -1,0 +1,200 @@
+"""The mesh of devices, `data` x `fsdp` x `tensor`, and how batches lie on it."""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dicetalk_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+# A batch is split over both: FSDP is data parallelism whose parameters are in parts.
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How many devices each axis has; -1 in one of them: all that the others leave."""
+
+  data: int = -1
+  """Copies of the parameters: each has its own part of the batch."""
+
+  fsdp: int = 1
+  """Parts of every parameter, optimizer state and average; the batch is split over these, too."""
+
+  tensor: int = 1
+  """Parts of every matrix product: for what is too large for a device's memory even so. Best within a host."""
+
+  rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+  """Asked before those of parallel/rules.py: (regular expression of parameter paths, axis of each dimension)."""
+
+  @classmethod
+  def parse(cls, text: str) -> "MeshConfig":
+    """ "data=8" or "data=2,fsdp=4"; axes that are not named are 1. Raises InputError for anything else."""
+    sizes = dict.fromkeys(AXES, 1)
+    for part in filter(None, (part.strip() for part in text.split(","))):
+      name, _, size = (piece.strip() for piece in part.partition("="))
+      if name not in AXES or not size.lstrip("-").isdigit():
+        raise InputError(f"mesh '{text}' is none; give axes and numbers of devices, such as data=8 or data=2,fsdp=4")
+      sizes[name] = int(size)
+    return cls(**sizes)
+
+  def sizes(self, devices: int) -> tuple[int, int, int]:
+    """The size of each axis with so many devices; InputError where they do not fit.
+
+    Without a -1 there may be more devices than are taken, a multiple of them.
+    """
+    sizes = {name: getattr(self, name) for name in AXES}
+    said = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+      raise InputError(f"the mesh {said} makes no sense: sizes are at least 1, and -1 (the rest) in one axis at most")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if devices % fixed:
+      raise InputError(
+        f"the mesh {said} does not fit: {fixed} devices do not divide the {devices} there are; -1 in one axis takes "
+        "what the others leave"
+      )
+    if free:
+      sizes[free[0]] = devices // fixed
+    return tuple(sizes.values())
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of the devices of all hosts, or of `devices`; InputError where `config` does not fit them.
+
+  Of one process it takes the first devices where it needs less than there are; of several it has to take all.
+
+  Neighbours in `tensor`, then in `fsdp`, are neighbours in the machine: over slower networks, between slices of TPUs or
+  hosts of GPUs, goes what `data` has to say, and no more of the others than must be.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = config.sizes(len(devices))
+  if (taken := math.prod(sizes)) < len(devices):
+    if len({device.process_index for device in devices}) > 1:
+      raise InputError(
+        f"the mesh takes {taken} of the {len(devices)} devices of all hosts, and each host has to take part; let one "
+        "axis be -1"
+      )
+    devices = devices[:taken]
+  return Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+  if devices[0].platform != "tpu":
+    # Hosts one after another: axes are split within a host first, from the last one on.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return np.array(ordered).reshape(sizes)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    return mesh_utils.create_device_mesh(sizes, devices)
+  # Slices are joined by the data centre's network: `data` takes what it can of them, then `fsdp`.
+  over_network = [1, 1, 1]
+  left = slices
+  for axis in (0, 1):
+    over_network[axis] = math.gcd(left, sizes[axis])
+    left //= over_network[axis]
+  if left > 1:
+    raise InputError(
+      f"{slices} slices cannot be divided over data {sizes[0]} and fsdp {sizes[1]}; give one of them a multiple"
+    )
+  within = [size // parts for size, parts in zip(sizes, over_network, strict=True)]
+  return mesh_utils.create_hybrid_device_mesh(within, over_network, devices)
+
+
+def single_device_mesh(device: jax.Device | None = None) -> Mesh:
+  """A mesh of one device, by default this process's first."""
+  return make_mesh(MeshConfig(1, 1, 1), [device or jax.local_devices()[0]])
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+  """Rows over `data` and `fsdp`; `leading` axes before the rows stay whole."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
+
+
+def batch_parts(mesh: Mesh) -> int:
+  """How many parts a batch is split into; it has to be a multiple of it."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch_size(mesh: Mesh, rows: int, what: str) -> None:
+  """InputError where a batch cannot be split over the mesh; `what` names its unit, as in "clips"."""
+  if rows % (parts := batch_parts(mesh)):
+    shape = ", ".join(f"{name} {mesh.shape[name]}" for name in BATCH_AXES)
+    raise InputError(
+      f"{rows} {what} a batch cannot be divided over {parts} parts ({shape}); give a multiple of {parts}, or another "
+      "mesh"
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _coordinates(mesh: Mesh) -> Mapping[int, tuple[int, ...]]:
+  """process -> the parts of a batch that its devices hold."""
+  parts = collections.defaultdict(set)
+  for index, device in np.ndenumerate(mesh.devices):
+    parts[device.process_index].add(index[0] * mesh.shape["fsdp"] + index[1])
+  return {process: tuple(sorted(held)) for process, held in parts.items()}
+
+
+def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+  """(index, count): which of `count` equal shares of every batch this process, or `process`, has to read.
+
+  Processes whose devices hold the same parts, side by side in `tensor`, have the same share. Raises InputError for a
+  mesh whose hosts hold parts that overlap otherwise.
+  """
+  held = _coordinates(mesh)
+  process = jax.process_index() if process is None else process
+  shares = sorted(set(held.values()))
+  if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != batch_parts(mesh):
+    raise InputError(
+      "the hosts of this mesh hold parts of a batch that overlap; let tensor, or fsdp x tensor, divide the devices of "
+      "a host or be a multiple of them"
+    )
+  if process not in held:
+    raise InputError(f"process {process} has no device in this mesh")
+  return shares.index(held[process]), len(shares)
+
+
+def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -> dict[str, jax.Array]:
+  """This process's rows of a batch, `leading` axes before them, -> global arrays on the mesh, split by rows."""
+  sharding = batch_sharding(mesh, leading)
+  _, count = batch_share(mesh)
+  held = _coordinates(mesh)[jax.process_index()]
+
+  def place(array):
+    array = np.asarray(array)
+    rows = array.shape[leading]
+    shape = (*array.shape[:leading], rows * count, *array.shape[leading + 1 :])
+    size = shape[leading] // batch_parts(mesh)
+
+    def part(index):
+      # Where a part begins in the whole -> which of this process's parts it is.
+      first = held.index((index[leading].start or 0) // size) * size
+      return array[(*[slice(None)] * leading, slice(first, first + size))]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+  return {name: place(array) for name, array in batch.items()}
+
+
+def to_host(tree):
+  """Arrays of any sharding -> NumPy, the same on every process: all of them have to take part."""
+  from jax.experimental import multihost_utils
+
+  def fetch(leaf):
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+      return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+  return jax.tree.map(fetch, tree)

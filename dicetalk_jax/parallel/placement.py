@@ -1,0 +1,74 @@
+"""What of a run lies where: its mesh, its share of the data, and the shardings of its state."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from dicetalk_jax.parallel.mesh import (
+  MeshConfig,
+  batch_share,
+  check_batch_size,
+  make_mesh,
+  place_batch,
+  replicated,
+  single_device_mesh,
+)
+from dicetalk_jax.parallel.rules import Rule, check_rules, path_name, shardings, shardings_like
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """A mesh and the rules by which parameters lie on it."""
+
+  mesh: Mesh
+  rules: Sequence[Rule] = ()
+
+  @classmethod
+  def of(cls, config: MeshConfig, rows: int, what: str) -> "Placement":
+    """On the devices of all hosts; InputError where the mesh does not fit them or `rows` in a batch (`what`)."""
+    placement = cls(make_mesh(config), config.rules)
+    check_batch_size(placement.mesh, rows, what)
+    return placement
+
+  @classmethod
+  def alone(cls) -> "Placement":
+    """On this process's first device."""
+    return cls(single_device_mesh())
+
+  @functools.cached_property
+  def share(self) -> dict[str, int]:
+    """Which part of every batch this process reads, as Grain's batches take it."""
+    index, count = batch_share(self.mesh)
+    return {"process_index": index, "process_count": count}
+
+  @property
+  def replicated(self) -> NamedSharding:
+    return replicated(self.mesh)
+
+  def place(self, batch: Mapping, leading: int = 0) -> dict[str, jax.Array]:
+    """This process's rows -> global arrays: `mesh.place_batch`."""
+    return place_batch(self.mesh, batch, leading)
+
+  def parameters(self, shapes: Any) -> Any:
+    """Shardings of nested parameters."""
+    return shardings(shapes, self.mesh, self.rules)
+
+  def check(self, shapes: Any) -> None:
+    """InputError for rules that cannot be meant; `shapes`: all parameters of the run."""
+    check_rules(
+      self.rules,
+      {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]},
+    )
+
+  def state(self, create: Callable[..., Any], *inputs, params: Any) -> tuple[Any, Any]:
+    """create(*inputs), compiled, each leaf straight where it belongs: (state, its shardings).
+
+    params: nested parameters, or their shapes, that leaves of the state belong to by path.
+    """
+    of_params = self.parameters(params)
+    where = shardings_like(jax.eval_shape(create, *inputs), params, of_params, self.mesh)
+    return jax.jit(create, out_shardings=where)(*inputs), where
