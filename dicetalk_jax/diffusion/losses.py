@@ -12,26 +12,20 @@ from dicetalk_jax.diffusion.edm import precondition
 SIGMA_MEAN, SIGMA_STD = 0.7, 1.6
 
 
-def info_nce(s, group, valid=None, temperature=0.1, dtype=jnp.float32, keys=None, valid_keys=None):
+def info_nce(s, group, valid=None, temperature=0.1, dtype=jnp.float32):
   """L_con (Eq. 7, 8): priors s (b, d), group (b,) -> (), with cosine similarity ζ and temperature τ.
 
   Every ordered pair (s, s^p) of one group counts once; the negatives S^n of s are all of other groups. valid (b,):
   false in rows that are to be passed over. Without a pair it is 0. It is computed through logarithms: shifting
   all similarities by a constant, as the paper does for stability, changes nothing.
-  keys (b, d), valid_keys (b,): other priors of the same rows that s is compared with, its own row's among them.
   """
   s = s.astype(dtype)
   valid = jnp.ones(len(s), bool) if valid is None else valid
-  others = jnp.ones((len(s), len(s)), bool) if keys is not None else ~jnp.eye(len(s), dtype=bool)
-  keys, valid_keys = (s if keys is None else keys.astype(dtype)), (valid if valid_keys is None else valid_keys)
-
-  def direction(x):
-    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
-
-  similarity = direction(s) @ direction(keys).T / temperature
-  both = valid[:, None] & valid_keys[None, :]
+  norm = jnp.sqrt(jnp.maximum(jnp.square(s).sum(-1, keepdims=True), 1e-12))
+  similarity = (s / norm) @ (s / norm).T / temperature
+  both = valid[:, None] & valid[None, :]
   same = group[:, None] == group[None, :]
-  positive = both & same & others
+  positive = both & same & ~jnp.eye(len(s), dtype=bool)
   negatives = jnp.where(both & ~same, similarity, -jnp.inf)
   # A row without negatives: a sum of none is 0, whose logarithm softplus takes as it should.
   none = ~(both & ~same).any(-1)

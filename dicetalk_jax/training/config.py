@@ -134,10 +134,10 @@ class EmbedderConfig:
   """τ of the contrastive loss (Eq. 7)."""
 
   drop_video: float = 0.2
-  """Share of the contrast of clips without their expression, beside that of whole ones."""
+  """Share of the rows with both modalities that train without expression."""
 
   drop_audio: float = 0.2
-  """Share of the contrast of clips without their speech; never both at once."""
+  """Share of the rows with both modalities that train without speech; never both."""
 
   validation_split: str = "test"
   """Of the data: people that are not in training."""

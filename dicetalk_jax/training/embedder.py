@@ -36,43 +36,35 @@ def embedder_inputs(batch: Mapping) -> list:
   return [batch[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
 
 
-def drop_modality(key, expression_mask, speech_mask, video_share):
-  """Masks (b, n) with one modality away in each row that has both, the expression in `video_share` of them.
-
-  -> the two masks, and which rows those are (b,).
-  """
+def drop_modalities(key, expression_mask, speech_mask, drop_video, drop_audio):
+  """Masks (b, n) with a modality away in some of the rows that have both, and never both: the same two masks."""
+  u = jax.random.uniform(key, expression_mask.shape[:1])
   both = expression_mask.any(-1) & speech_mask.any(-1)
-  video = jax.random.uniform(key, both.shape) < video_share
-  return expression_mask & ~(both & video)[:, None], speech_mask & ~(both & ~video)[:, None], both
+  without_video = both & (u < drop_video)
+  without_audio = both & (u >= drop_video) & (u < drop_video + drop_audio)
+  return expression_mask & ~without_video[:, None], speech_mask & ~without_audio[:, None]
 
 
 def embedder_loss(model: EmotionEmbedder, temperature: float, drop_video: float, drop_audio: float) -> LossFn:
-  """The contrastive loss of priors that are drawn anew each step (Eq. 6-8), of batches as `embedder_batches` gives.
-
-  A clip of which one modality is dropped is compared with whole ones, which stand still for it: it learns to lie where
-  they lie, and what it cannot tell blurs nothing that they can. Its loss is weighted by the share of the drops.
-  """
-  dropped = drop_video + drop_audio
+  """The contrastive loss of priors that are drawn anew each step (Eq. 6-8), of batches as `embedder_batches` gives."""
 
   def loss_fn(params, batch, key):
-    whole_key, part_key, drop_key = jax.random.split(key, 3)
-    masks = batch["expression_mask"], batch["speech_mask"]
-
-    def draw(key, expression_mask, speech_mask):
-      dropout_key, sample_key = jax.random.split(key)
-      inputs = (batch["expression"], expression_mask, batch["speech"], speech_mask)
-      prior = model.apply({"params": params}, *inputs, deterministic=False, rngs={"dropout": dropout_key})
-      return prior, prior.sample(sample_key)
-
+    drop_key, dropout_key, sample_key = jax.random.split(key, 3)
+    expression_mask, speech_mask = batch["expression_mask"], batch["speech_mask"]
+    if model.inputs == "both":
+      expression_mask, speech_mask = drop_modalities(drop_key, expression_mask, speech_mask, drop_video, drop_audio)
+    prior = model.apply(
+      {"params": params},
+      batch["expression"],
+      expression_mask,
+      batch["speech"],
+      speech_mask,
+      deterministic=False,
+      rngs={"dropout": dropout_key},
+    )
     # A clip without coefficients says nothing to an embedder of video alone.
-    usable = batch["valid"] & has_input(model.inputs, *masks)
-    prior, s = draw(whole_key, *masks)
-    loss = info_nce(s, batch["group"], usable, temperature)
-    if model.inputs == "both" and dropped:
-      *part_masks, has_both = drop_modality(drop_key, *masks, drop_video / dropped)
-      _, part = draw(part_key, *part_masks)
-      keys = jax.lax.stop_gradient(s)
-      loss += dropped * info_nce(part, batch["group"], usable & has_both, temperature, keys=keys, valid_keys=usable)
+    usable = batch["valid"] & has_input(model.inputs, expression_mask, speech_mask)
+    loss = info_nce(prior.sample(sample_key), batch["group"], usable, temperature)
     weight = usable / jnp.maximum(usable.sum(), 1)
     norms = {"mu_norm": prior.mu, "sigma_norm": prior.sigma}
     return loss, {name: (jnp.linalg.norm(value, axis=-1) * weight).sum() for name, value in norms.items()}

@@ -45,19 +45,6 @@ def test_contrast_is_equation_8(temperature):
   np.testing.assert_allclose(info_nce(s, GROUP, temperature=temperature), contrast_by_hand(s, GROUP, temperature), 1e-4)
 
 
-def test_contrast_with_other_priors_of_the_same_rows():
-  s, keys = priors(12)[:6], priors(12)[6:]
-  u, k = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (s, keys))
-  valid, valid_keys = np.array([1, 1, 0, 1, 1, 1], bool), np.array([1, 1, 1, 1, 0, 1], bool)
-  losses = []
-  for i in np.flatnonzero(valid):
-    negatives = [u[i] @ k[n] / 0.1 for n in np.flatnonzero(valid_keys & (GROUP[i] != GROUP))]
-    for p in np.flatnonzero(valid_keys & (GROUP[i] == GROUP)):
-      losses.append(logsumexp([u[i] @ k[p] / 0.1, *negatives]) - u[i] @ k[p] / 0.1)
-  found = info_nce(s, GROUP, valid, keys=keys, valid_keys=valid_keys)
-  np.testing.assert_allclose(found, np.mean(losses), 1e-5)
-
-
 def test_contrast_passes_over_rows_that_only_fill():
   s, valid = priors(), np.array([True, True, True, False, True, True])
   expected = contrast_by_hand(s, GROUP, 0.1, valid)

@@ -20,7 +20,7 @@ from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.training.config import EmbedderConfig, EmbedderModelConfig, LoopConfig, OptimizerConfig
 from dicetalk_jax.training.embedder import (
-  drop_modality,
+  drop_modalities,
   embed,
   embedder_loss,
   embedder_model,
@@ -53,32 +53,14 @@ def test_rows_lose_one_modality_and_never_both():
   has = np.array([[True, True]] * 4000 + [[True, False]] * 100 + [[False, True]] * 100 + [[False, False]] * 3)
   frames = np.arange(5) < 4
   masks = has[:, :1] & frames, has[:, 1:] & frames
-  video, audio, both = map(np.asarray, drop_modality(jax.random.key(0), *map(jnp.asarray, masks), 0.3))
+  video, audio = map(np.asarray, drop_modalities(jax.random.key(0), *map(jnp.asarray, masks), 0.3, 0.2))
   seen, heard = video.any(-1), audio.any(-1)
-  np.testing.assert_array_equal(both, has.all(-1))
-  assert (seen[both] ^ heard[both]).all()
+  assert (seen | heard)[:4200].all()
   # Binomial of 4000: four standard deviations are 0.03.
-  assert abs((~seen[:4000]).mean() - 0.3) < 0.03
+  assert abs((~seen[:4000]).mean() - 0.3) < 0.03 and abs((~heard[:4000]).mean() - 0.2) < 0.03
   np.testing.assert_array_equal(video[4000:], masks[0][4000:])
   np.testing.assert_array_equal(audio[4000:], masks[1][4000:])
   assert (video[seen] == masks[0][seen]).all() and (audio[heard] == masks[1][heard]).all()
-
-
-def test_a_clip_in_part_is_drawn_to_whole_ones_that_stand_still(batch):
-  model, params, inputs = model_and_params(batch)
-  key = jax.random.key(5)
-  loss = {share: jax.jit(embedder_loss(model, 0.5, share, 0.0))(params, batch, key)[0] for share in (0.0, 0.1, 0.4)}
-  silent = [inputs[0], jnp.zeros_like(inputs[1]), *inputs[2:]]
-  whole_key, part_key, _ = jax.random.split(key, 3)
-
-  def draw(key, inputs):
-    prior = model.apply({"params": params}, *inputs)
-    return prior.sample(jax.random.split(key)[1])
-
-  whole, part = draw(whole_key, inputs), draw(part_key, silent)
-  expected = info_nce(part, batch["group"], temperature=0.5, keys=whole)
-  np.testing.assert_allclose(loss[0.1] - loss[0.0], 0.1 * expected, rtol=1e-3)
-  np.testing.assert_allclose(loss[0.4] - loss[0.0], 0.4 * expected, rtol=1e-3)
 
 
 def model_and_params(batch, **options):
@@ -94,7 +76,7 @@ def test_the_loss_is_of_priors_that_are_drawn(batch):
   key = jax.random.key(5)
   loss, metrics = loss_fn(params, batch, key)
   prior = jax.jit(model.apply)({"params": params}, *inputs)
-  s = prior.mu + prior.sigma * jax.random.normal(jax.random.split(jax.random.split(key, 3)[0])[1], prior.mu.shape)
+  s = prior.mu + prior.sigma * jax.random.normal(jax.random.split(key, 3)[2], prior.mu.shape)
   np.testing.assert_allclose(loss, info_nce(s, batch["group"], temperature=0.5), rtol=1e-4)
   np.testing.assert_allclose(metrics["mu_norm"], jnp.linalg.norm(prior.mu, axis=-1).mean(), rtol=1e-4)
   assert loss_fn(params, batch, jax.random.key(6))[0] != loss
