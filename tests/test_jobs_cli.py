@@ -7,6 +7,7 @@ import pathlib
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,7 +47,7 @@ def start(weights, tmp_path, tmp_path_factory):
   }
   processes = []
 
-  def run(jobs, *options):
+  def run(jobs, **environment):
     path = tmp_path / "jobs.jsonl"
     path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in jobs))
     command = [
@@ -61,11 +62,11 @@ def start(weights, tmp_path, tmp_path_factory):
       *OPTIONS.split(),
     ]
     process = subprocess.Popen(
-      list(map(str, [*command, *options])),
+      list(map(str, command)),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      env=os.environ | compiled,
+      env=os.environ | compiled | environment,
     )
     processes.append(process)
     return process
@@ -152,6 +153,31 @@ def test_ctrl_c_ends_the_list_and_keeps_what_is_complete(start, tmp_path):
   assert [record["out"] for record in records(tmp_path)] == ["a.mp4"]
   assert {path.name for path in tmp_path.glob("*.mp4")} == {"a.mp4"}
   assert probe(tmp_path / "a.mp4").frames == 4
+
+
+def test_two_hosts_share_a_list_and_one_goes_on(start, tmp_path):
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+  jobs = [
+    {"image": "me.png", "audio": "short.wav", "emotion": "happy", "out": f"{n}.mp4", "seed": n % 3} for n in range(6)
+  ]
+  jobs[2]["audio"] = "none.wav"
+  shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+  hosts = [start(jobs, **shared, JAX_PROCESS_ID=str(index)) for index in range(2)]
+  said = [process.communicate(timeout=300) for process in hosts]
+  # The one that has failed jobs ends with 1, and takes the other not along.
+  assert [process.returncode for process in hosts] == [1, 0], said
+  assert "2 done, 0 already done, 1 failed" in said[0][0] and "line 3: audio" in said[0][1]
+  assert "3 done, 0 already done, 0 failed" in said[1][0]
+  found = [json.loads(line) for line in (tmp_path / "jobs.results.1-of-2.jsonl").read_text().splitlines()]
+  assert [(record["job"], record["status"]) for record in found] == [(2, "done"), (4, "done"), (6, "done")]
+  # Whoever makes a video, it is the same.
+  assert np.array_equal(read_video(tmp_path / "0.mp4")[0], read_video(tmp_path / "3.mp4")[0])
+
+  jobs[2]["audio"] = "short.wav"
+  alone = start(jobs)
+  out, _ = alone.communicate(timeout=240)
+  assert (alone.returncode, out) == (0, "1 done, 5 already done, 0 failed\n")
 
 
 def test_one_video_or_a_list(tmp_path, weights, capsys, subtests):

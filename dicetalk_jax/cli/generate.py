@@ -108,7 +108,7 @@ class Generate:
   def _run_jobs(self) -> int:
     import jax
 
-    from dicetalk_jax.inference.jobs import run_jobs
+    from dicetalk_jax.inference.jobs import part_from_hosts, run_jobs
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.parallel import hosts
     from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
@@ -135,6 +135,7 @@ class Generate:
     _say(*(f"line {line}: {error}" for line, error in outcome.failed))
     if outcome.stopped:
       _say(f"stopped: {outcome.stopped}; mend it, and run the same command again for the {outcome.left} that are left")
+    part_from_hosts()
     return 1 if outcome.failed else 0
 
 

@@ -15,6 +15,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+from jax._src.distributed import global_state
+
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.conversion.store import CONFIG, PRIORS
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError, WeightsError
@@ -24,8 +27,10 @@ from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.media.files import existing_file
 from dicetalk_jax.media.video import check_target, read_comment, remove_partial
+from dicetalk_jax.parallel import hosts
 
 _COMMENT = "dicetalk job "
+_THROUGH = "dicetalk_jax/jobs/through/{}"
 # A failure that is not the inputs' fault may be that of every job: so many alike in a row end the work.
 _ALIKE = 3
 _NO_MORE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -118,6 +123,31 @@ def run_jobs(
     left, stopped = _do(todo, weights, make, end)
   failed = sorted((result.job, result.error) for result in ended if result.status == "failed")
   return Outcome(len(ended) - len(failed), already, failed, left, stopped)
+
+
+def part_from_hosts() -> None:
+  """Returns when every host has called it: only then may one end, with any exit code, without ending the others."""
+  client = global_state.client
+  if client is None:
+    return
+  client.key_value_set(_THROUGH.format(jax.process_index()), "")
+  for host in range(jax.process_count()):
+    # Not in a collective, which keeps a device busy for hours and does not heed Ctrl-C.
+    while not _is_set(client, _THROUGH.format(host)):
+      pass
+  hosts.leave(0)
+  jax.distributed.shutdown()
+
+
+def _is_set(client, key: str, milliseconds: int = 1000) -> bool:
+  """Whether the hosts' common store has a key, or gets it in this time."""
+  try:
+    client.blocking_key_value_get(key, milliseconds)
+  except Exception as error:
+    if "DEADLINE_EXCEEDED" not in str(error):
+      raise
+    return False
+  return True
 
 
 def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
