@@ -14,14 +14,15 @@ from dicetalk_jax.conversion.store import (
   CONFIG,
   PRIORS,
   SOURCE,
+  in_pieces,
   item_shapes,
   new_folder,
-  on_host,
   read_json,
   stop_if_interrupted,
   write_item,
   write_json,
 )
+from dicetalk_jax.parallel.hosts import is_first
 
 
 def derive(
@@ -36,13 +37,16 @@ def derive(
 
   old, new: the config.json before and after, of which `emotions` and `source` are seen to. What stays is hard-linked
   where the file system can, else copied: a weights folder's files are never changed.
+  Of several processes all call this, each writes what it has of arrays that lie over them, and the first all else.
   Raises OutputError where `target` cannot be written, WeightsError where `weights` is damaged.
   """
   flat = {name: flatten(params) for name, params in networks.items()}
   needed = sum(leaf.nbytes for params in flat.values() for leaf in params.values())
   with new_folder(target, needed) as folder:
     for name, params in flat.items():
-      write_item(folder / name, on_host(params))
+      write_item(folder / name, in_pieces(params))
+    if not is_first():
+      return
     for name in old["networks"]:
       if name not in flat:
         _take(weights / name, folder / name)

@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.errors import DiceTalkError, OutputError, WeightsError
-from dicetalk_jax.parallel.mesh import to_host
+from dicetalk_jax.parallel.hosts import is_first, wait_for_all
 
 FORMAT = "dicetalk_jax weights"
 VERSION = 1
@@ -44,10 +44,10 @@ def readable_size(count: int) -> str:
   return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _context() -> ocp.Context:
+def _context(alone: bool = False) -> ocp.Context:
+  """alone: this process waits for no other."""
   context = ocp.Context()
-  if jax.process_count() > 1:
-    # Each process by itself: reading needs no other, and one alone writes.
+  if alone and jax.process_count() > 1:
     me = jax.process_index()
     context.multiprocessing.primary_host = me
     context.multiprocessing.active_processes = {me}
@@ -58,14 +58,17 @@ def _context() -> ocp.Context:
   return context
 
 
-def on_host(params: Mapping[str, jax.Array], size: int = 2**28) -> Iterator[dict[str, np.ndarray]]:
-  """{'a/b': array} in pieces of about `size` bytes, fetched one after another, for `write_item`.
+def in_pieces(params: Mapping[str, jax.Array], size: int = 2**28) -> Iterator[dict[str, np.ndarray]]:
+  """{'a/b': array} for `write_item`: in pieces of about `size` bytes that are fetched one after another.
 
-  Arrays over several processes are fetched from all of them, which all have to go through all pieces.
+  Of several processes each writes what it has, and nothing is fetched: one piece of arrays as they are.
   """
+  if jax.process_count() > 1:
+    yield dict(params)
+    return
   piece, held = {}, 0
   for path, leaf in params.items():
-    piece[path] = to_host(leaf)
+    piece[path] = np.asarray(leaf)
     held += piece[path].nbytes
     if held >= size:
       yield piece
@@ -75,7 +78,7 @@ def on_host(params: Mapping[str, jax.Array], size: int = 2**28) -> Iterator[dict
 
 
 def write_item(folder: pathlib.Path, pieces: Iterable[Mapping[str, np.ndarray]]) -> None:
-  """Writes one Orbax item from pieces {'a/b': array}, so that no more than a piece is in memory.
+  """Writes one Orbax item from pieces {'a/b': array}, so that no more than a piece is in memory. All processes call.
 
   Within `new_folder`, Ctrl-C ends it between two pieces.
   """
@@ -102,7 +105,7 @@ def item_shapes(folder: pathlib.Path) -> dict:
 
 def read_item(folder: pathlib.Path, abstract: Mapping | None = None) -> dict:
   """Nested arrays: NumPy as written, or as `abstract` (jax.ShapeDtypeStruct leaves) wants; WeightsError if damaged."""
-  with _readable(folder), _context():
+  with _readable(folder), _context(alone=True):
     return ocp.load(folder.absolute(), abstract)
 
 
@@ -163,11 +166,18 @@ def new_folder(target: str | os.PathLike, needed: int = 0) -> Iterator[pathlib.P
   """A folder to fill that takes the name `target` when the block ends well and otherwise leaves nothing.
 
   What an interrupted process left is removed first. Within the block Ctrl-C waits for `stop_if_interrupted`, which the
-  block calls at places where it may end. Raises OutputError where the target holds something already, cannot
-  be made, or where less than `needed` bytes are free.
+  block calls at places where it may end. Of several processes all enter it, and the first makes and names the folder.
+  Raises OutputError where the target holds something already, cannot be made, or where less than `needed` bytes are
+  free.
   """
   target = check_new(target)
   temporary = target.with_name(f".{target.name}{_TEMPORARY}")
+  if not is_first():
+    wait_for_all(f"{target} is begun")
+    yield temporary
+    wait_for_all(f"{target} is filled")
+    wait_for_all(f"{target} is named")
+    return
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     if temporary.exists():
@@ -178,9 +188,12 @@ def new_folder(target: str | os.PathLike, needed: int = 0) -> Iterator[pathlib.P
     with _interrupt_awaited():
       try:
         temporary.mkdir()
+        wait_for_all(f"{target} is begun")
         yield temporary
         stop_if_interrupted()
+        wait_for_all(f"{target} is filled")
         temporary.rename(target)
+        wait_for_all(f"{target} is named")
       finally:
         shutil.rmtree(temporary, ignore_errors=True)
   except Exception as error:

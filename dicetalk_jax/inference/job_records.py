@@ -49,7 +49,7 @@ class Records:
     self.path, self._file, self.done, self.failed = path, file, done, failed
     self._notes, self._ended, self._now = path.with_name(f".{path.stem}.begun"), set(), set()
     try:
-      self.begun = set(self._notes.read_text().split())
+      self.begun = set(self._notes.read_text().split()) - done
     except OSError:
       self.begun = set()
 

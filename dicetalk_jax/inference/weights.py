@@ -26,9 +26,9 @@ from dicetalk_jax.conversion.store import (
   PRIORS,
   VERSION,
   expanded,
+  in_pieces,
   item_shapes,
   new_folder,
-  on_host,
   read_config,
   read_item,
   readable_size,
@@ -37,6 +37,7 @@ from dicetalk_jax.conversion.store import (
 )
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.inference.priors import read_priors
+from dicetalk_jax.parallel.hosts import is_first
 
 # What of an architecture a person wants to see at a glance.
 _SIZES = (
@@ -125,10 +126,11 @@ class Weights:
     size = sum(leaf.nbytes for params in networks.values() for leaf in jax.tree.leaves(params))
     with new_folder(folder, needed=size) as unfinished:
       for name, params in networks.items():
-        write_item(unfinished / name, on_host(flatten(params)))
-      if priors:
-        write_priors(priors, unfinished / PRIORS)
-      write_json(config | {"emotions": sorted(priors or ())}, unfinished / CONFIG)
+        write_item(unfinished / name, in_pieces(flatten(params)))
+      if is_first():
+        if priors:
+          write_priors(priors, unfinished / PRIORS)
+        write_json(config | {"emotions": sorted(priors or ())}, unfinished / CONFIG)
     return cls.open(folder)
 
   def derive(

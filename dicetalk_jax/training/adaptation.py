@@ -13,7 +13,7 @@ from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.conversion.store import item_shapes, read_item
 from dicetalk_jax.data.batches import diffusion_batches
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.parallel.hosts import check_agreement, is_first
+from dicetalk_jax.parallel.hosts import check_agreement
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation_loss import ObjectiveConfig, objective
@@ -93,7 +93,7 @@ def train_adaptation(
       warn=warn,
     )
   if outcome.status == Status.FINISHED:
-    save_weights(setup, outcome.state, folder / "weights")
+    save_weights(setup, outcome.state, folder / "weights", placement)
   return setup, outcome
 
 
@@ -155,27 +155,35 @@ def with_codes_of(setup: Setup, params: Mapping, source) -> dict:
   return emotion_model | {"codebook": emotion_model["codebook"] | {"codebook": {"embedding": codes}}}
 
 
-def save_weights(setup: Setup, state: TrainState, folder: str | os.PathLike) -> None:
+def save_weights(
+  setup: Setup, state: TrainState, folder: str | os.PathLike, placement: Placement | None = None
+) -> None:
   """Writes the weights folder of a run: the average of what trained, and all else bit for bit as it was in the weights.
 
-  What was frozen is not taken from `state`, which may hold it in a shorter dtype. Raises OutputError where it cannot be
+  What was frozen is not taken from `state`, which may hold it in a shorter dtype. placement: of the state, where it is
+  over several processes. Raises OutputError where it cannot be
   written.
   """
   trained, networks = flatten(state.params if state.ema is None else state.ema), {}
   for name, shapes in setup.shapes.items():
     if name not in LEARNING:
       continue
-    ours, folder_of = flatten(shapes), setup.weights.folder / name
-    held = set() if name in setup.missing else set(item_shapes(folder_of))
+    ours = flatten(shapes)
+    held = set() if name in setup.missing else set(item_shapes(setup.weights.folder / name))
     learnt = {path: trained[f"{name}/{path}"] for path in ours if f"{name}/{path}" in trained}
     if not learnt and held == ours.keys():
       continue
-    # What is in the weights already the process that writes reads alone.
-    given = flatten(read_item(folder_of)) if held and is_first() else {}
-    drawn = {path: leaf for path, leaf in flatten(state.frozen.get(name, {})).items() if path not in held}
-    found = ((path, next((of[path] for of in (learnt, given, drawn) if path in of), None)) for path in ours)
-    networks[name] = unflatten({path: leaf for path, leaf in found if leaf is not None})
+    given = flatten(_given(setup, name, placement)) if held else {}
+    drawn = flatten(state.frozen.get(name, {}))
+    networks[name] = unflatten({path: next(of[path] for of in (learnt, given, drawn) if path in of) for path in ours})
   write_result(folder, setup.weights, networks, {name: setup.architectures[name] for name in LEARNING})
+
+
+def _given(setup, name, placement):
+  """A network as the weights have it: on this host, or, where there are several, in parts on all of them."""
+  if jax.process_count() == 1:
+    return read_item(setup.weights.folder / name)
+  return setup.weights.load(name, sharding=lambda shapes: placement.parameters({name: shapes})[name])
 
 
 def _tell_of_windows(setup, config, warn):

@@ -6,8 +6,6 @@ import pathlib
 import shutil
 from collections.abc import Mapping
 
-from dicetalk_jax.conversion.engine import flatten
-from dicetalk_jax.conversion.store import on_host
 from dicetalk_jax.errors import OutputError
 from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.parallel.hosts import is_first, wait_for_all
@@ -23,16 +21,9 @@ def write_result(
   """A copy of `base` with `networks` ({name: nested parameters}) replaced or added; without one, these alone.
 
   config: more of config.json's top level. One that an earlier end of the run has left is replaced, once the new one is
-  whole. Of several processes all have to call this, and the first writes. Raises OutputError where it cannot be
+  whole. Of several processes all have to call this. Raises OutputError where it cannot be
   written.
   """
-  if not is_first():
-    # Arrays that lie over several processes need all of them to be read.
-    for params in networks.values():
-      for _ in on_host(flatten(params)):
-        pass
-    wait_for_all("weights are written")
-    return Weights.open(folder)
   try:
     with replaced(pathlib.Path(folder).expanduser()) as target:
       if base is None:
@@ -44,7 +35,6 @@ def write_result(
     raise OutputError(
       f"{said} Training has ended and its last checkpoint is whole: mend this, and the same command writes the weights."
     ) from error
-  wait_for_all("weights are written")
   return Weights.open(folder)
 
 
@@ -52,13 +42,20 @@ def write_result(
 def replaced(folder: pathlib.Path):
   """A path beside `folder` at which a block makes a folder that then takes the place of `folder`, whole."""
   new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+  if not is_first():
+    wait_for_all(f"{folder} may be written")
+    yield new
+    wait_for_all(f"{folder} is written")
+    return
   if old.exists() and not folder.exists():
     # A process was killed between the two names.
     old.rename(folder)
   for left in (new, old):
     shutil.rmtree(left, ignore_errors=True)
+  wait_for_all(f"{folder} may be written")
   yield new
   if folder.exists():
     folder.rename(old)
   new.rename(folder)
   shutil.rmtree(old, ignore_errors=True)
+  wait_for_all(f"{folder} is written")

@@ -384,6 +384,7 @@ def test_kills_where_they_hurt(folder, talker, weights, pretend):
   assert done(folder) == ["a.mp4", "b.mp4", "c.mp4"] and len(records(folder)) == 3
   assert {file.name for file in stamps(folder)} == {"a.mp4", "b.mp4", "c.mp4"}
   assert all(stamps(folder)[folder / name] == before[folder / name] for name in ("b.mp4", "c.mp4"))
+  assert {found.name for found in folder.glob(".*")} == set()
 
 
 def test_jobs_that_kill_the_process_keep_no_other_waiting(folder, talker, weights, pretend):
