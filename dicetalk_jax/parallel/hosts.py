@@ -195,6 +195,8 @@ def check_agreement(facts: Mapping) -> None:
   for index, theirs in enumerate(others, start=1):
     for name in {**first, **theirs}:
       if first.get(name) != theirs.get(name):
+        if _watch is not None:
+          _watch.say_goodbye()  # each of them tells this, and none that another has ended
         raise InputError(
           f"process {index} has {name} {theirs.get(name, 'none')}, and process 0 {first.get(name, 'none')}; start all "
           "of them with the same program, the same configuration and the same files"
