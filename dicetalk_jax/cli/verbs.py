@@ -8,6 +8,7 @@ from rich.text import Text
 
 from dicetalk_jax.cli.data import Data
 from dicetalk_jax.cli.generate import Generate
+from dicetalk_jax.cli.plan import Plan
 from dicetalk_jax.cli.priors import Priors
 from dicetalk_jax.cli.release import Convert, Download, Export, Info
 from dicetalk_jax.cli.terminal import console, use_fast_convolutions
@@ -22,6 +23,7 @@ _VERBS = {
   "generate": Generate,
   "data": Data,
   "train": Train,
+  "plan": Plan,
   "priors": Priors,
   "info": Info,
 }

@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -81,12 +81,12 @@ def _count(jaxpr, prefix, times, groups):
     if flops := _flops(equation):
       groups[_group(where)] += times * flops
     repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-    for inner in _inner(equation.params):
+    for inner in programs_within(equation.params):
       _count(inner, where, times * repeats, groups)
 
 
-def _inner(params):
-  """The programs within an operation."""
+def programs_within(params: Mapping) -> Iterator:
+  """The programs within an operation of JAX's, from its parameters."""
   for value in params.values():
     for item in value if isinstance(value, tuple | list) else (value,):
       if isinstance(item, jex.ClosedJaxpr):
