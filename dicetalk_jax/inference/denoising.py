@@ -3,6 +3,7 @@
 The compiled unit knows nothing of the video's length, so that every length shares it.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -150,19 +151,10 @@ def denoise(
   for step in range(plan.steps):
     summed, count = jnp.zeros_like(x), jnp.zeros(frames, jnp.float32, device=everywhere)
     for indices, weights in plan.groups(frames, step, parts):
-      result = denoise_windows(
-        unet,
-        branches,
-        params,
-        x[indices] if over is None else _gather(x, indices, over),
-        gather(audio, indices),
-        gather(emotion, indices),
-        constants,
-        sigmas[step],
-        sigmas[step + 1],
-        np.array(scales, np.float32),
-        over,
-      )
+      inputs = (x[indices] if over is None else _gather(x, indices, over), gather(audio, indices))
+      inputs += (gather(emotion, indices), constants, sigmas[step], sigmas[step + 1], np.array(scales, np.float32))
+      with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        result = denoise_windows(unet, branches, params, *inputs, over)
       summed, count = _scatter(summed, count, indices, weights, result, everywhere)
       done += 1
       if progress:

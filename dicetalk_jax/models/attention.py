@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 # Block sizes of the blocked form: a block's scores stay in a core's cache on a CPU.
 _QUERY_BLOCK, _KEY_BLOCK = 512, 512
@@ -102,6 +103,28 @@ def _cudnn(query, key, value):
   return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
+# Axes of a mesh that rows and heads lie over, where there is one.
+_ROWS, _HEADS = ("data", "fsdp"), "tensor"
+
+
+def _apart(function):
+  """A kernel that the compiler cannot split, run by each device of the mesh on its own rows and heads."""
+
+  @functools.wraps(function)
+  def run(query, key, value, **options):
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = tuple(axis for axis in _ROWS if axis in mesh.shape)
+    if mesh.empty or mesh.size == 1 or len(query) % math.prod(mesh.shape[axis] for axis in rows):
+      return function(query, key, value, **options)
+    heads = _HEADS if _HEADS in mesh.shape and query.shape[2] % mesh.shape[_HEADS] == 0 else None
+    spec = PartitionSpec(rows, None, heads, None)
+    whole = functools.partial(function, **options)
+    return jax.shard_map(whole, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(query, key, value)
+
+  return run
+
+
+@_apart
 def _splash(query, key, value, interpret=False):
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 

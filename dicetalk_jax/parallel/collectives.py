@@ -13,7 +13,7 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(.*\) -> .*)?\{$")
 _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.-]+)")
-_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
+_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _SLICE = re.compile(r" dynamic-slice\(|dynamic-slice[\w.]*fusion| fusion\(.*dynamic-slice")
@@ -160,10 +160,10 @@ def _rows(array) -> tuple[tuple[int, ...], ...]:
 
 
 def _of_mesh(axes, ids, chosen) -> tuple[tuple[int, ...], ...]:
-  """mesh['a'=4,'b'=2] device_ids=([8]<=[2,4]T(1,0)) {'a','b':(1)2}: of an axis the part of 2 behind a first of 1."""
+  """mesh['a'=4,'b'=2] device_ids=([2,4]T(1,0)) {'a','b':(1)2}: of an axis the part of 2 behind a first of 1."""
   sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
   devices = np.arange(math.prod(sizes.values()))
-  if listed := re.search(r"<=\[([\d,]+)\](?:T\(([\d,]+)\))?", ids):
+  if listed := re.search(r"\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", ids):
     devices = _range(_dimensions(listed[1]), _dimensions(listed[2] or "")).reshape(-1)
   parts = {}
   for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", chosen):

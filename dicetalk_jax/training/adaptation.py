@@ -221,7 +221,8 @@ def _validation(setup, config, options, placement, folder, warn, validated):
     params, found = state.averaged(), []
     for i, number in enumerate(numbers):
       batch = placement.place(source[int(number)])
-      metrics = evaluate(params, batch, jax.random.fold_in(jax.random.key(0), i))
+      with jax.set_mesh(placement.mesh):
+        metrics = evaluate(params, batch, jax.random.fold_in(jax.random.key(0), i))
       found.append((int(batch["valid"].sum()), jax.device_get(metrics)))
     weight = sum(count for count, _ in found)
     scalars = {name: float(sum(count * m[name] for count, m in found) / weight) for name in found[0][1]}

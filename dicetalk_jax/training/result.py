@@ -46,6 +46,7 @@ def replaced(folder: pathlib.Path):
     wait_for_all(f"{folder} may be written")
     yield new
     wait_for_all(f"{folder} is written")
+    wait_for_all(f"{folder} has its name")
     return
   if old.exists() and not folder.exists():
     # A process was killed between the two names.
@@ -54,8 +55,10 @@ def replaced(folder: pathlib.Path):
     shutil.rmtree(left, ignore_errors=True)
   wait_for_all(f"{folder} may be written")
   yield new
+  # The others may still look at it under the name that it goes by so far.
+  wait_for_all(f"{folder} is written")
   if folder.exists():
     folder.rename(old)
   new.rename(folder)
   shutil.rmtree(old, ignore_errors=True)
-  wait_for_all(f"{folder} is written")
+  wait_for_all(f"{folder} has its name")

@@ -1,5 +1,6 @@
 """One step of training as a pure, compiled function of state and batch."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -91,9 +92,17 @@ def make_step(
     metrics |= {"finite": finite, "skipped": new.skipped, "skipped_in_row": new.skipped_in_row}
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
+  # Kernels that the compiler cannot split by itself ask for it.
+  mesh = contextlib.nullcontext if shardings is None else functools.partial(jax.set_mesh, state_sharding.step.mesh)
+
   def step(state, batch):
-    moved, metrics = advance(state.replace(frozen=None), state.frozen, batch)
+    with mesh():
+      moved, metrics = advance(state.replace(frozen=None), state.frozen, batch)
     return moved.replace(frozen=state.frozen), metrics
 
-  step.lower = lambda state, batch: advance.lower(state.replace(frozen=None), state.frozen, batch)
+  def lower(state, batch):
+    with mesh():
+      return advance.lower(state.replace(frozen=None), state.frozen, batch)
+
+  step.lower = lower
   return step

@@ -162,3 +162,17 @@ def test_the_blocked_form_needs_no_scores_for_its_gradient_either():
   arrays = [jax.ShapeDtypeStruct((1, 4096, 1, 64), jnp.float32)] * 3
   gradient = jax.jit(jax.grad(lambda arrays: form("blocked")(*arrays).sum()))
   assert gradient.lower(arrays).compile().memory_analysis().temp_size_in_bytes < 4 * 4096 * 4096
+
+
+@pytest.mark.parametrize("sizes, heads", [((2, 2, 2), 2), ((4, 1, 2), 3)])
+def test_a_kernel_that_cannot_be_split_runs_on_each_device_of_a_mesh(sizes, heads):
+  axes = ("data", "fsdp", "tensor")
+  mesh = jax.make_mesh(sizes, axes, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axes[:2]))
+  query, key, value = (jax.random.normal(jax.random.key(i), (8, 128, heads, 64)) for i in range(3))
+  run = jax.jit(lambda *of: attention(*of, implementation="splash-interpreted"))
+  with jax.set_mesh(mesh):
+    placed = [jax.device_put(x, rows) for x in (query, key, value)]
+    found = run(*placed)
+    assert "all-gather" not in run.lower(*placed).compile().as_text() or sizes[2] > 1
+  np.testing.assert_allclose(found, attention(query, key, value, implementation="plain"), atol=2e-5)

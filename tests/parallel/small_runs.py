@@ -2,8 +2,8 @@
 
     python small_runs.py STAGE FOLDER DATA WEIGHTS data,fsdp,tensor STEPS [SETTING=VALUE...]
 
-prints JSON lines, with each step's loss, as it goes, and joins other processes where the environment says so. PYTHONPATH
-has tests/ and tests/golden/.
+prints JSON lines, with each step's loss, as it goes, and joins other processes where the environment says so. It wants
+tests/ and tests/golden/ on PYTHONPATH.
 """
 
 import json
