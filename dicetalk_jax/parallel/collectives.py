@@ -10,13 +10,12 @@ import numpy as np
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 # "%name = type kind(operands), attributes"; asynchronous ones are two instructions, of which the first counts.
-_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(.*\) -> .*)?\{$")
 _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_SLICE = re.compile(r" dynamic-slice\(|dynamic-slice[\w.]*fusion| fusion\(.*dynamic-slice")
 _SIZES = {"pred": 1, "token": 0, "opaque": 0}
 
 
@@ -58,8 +57,7 @@ def sent_share(kind: str, members: int) -> float:
 def read_collectives(text: str, devices: int) -> list[Collective]:
   """All collective operations of a compiled program of `devices`, from `compiled.as_text()`.
 
-  Operations in loops count as often as these turn, where the program says it; elsewhere once, and `known` is false. An
-  all-reduce of which every device keeps its own part alone is a reduce-scatter: a CPU's compiler knows none.
+  Operations in loops count as often as these turn, where the program says it; elsewhere once, and `known` is false.
   """
   bodies = dict(_computations(text))
   entry = next((name for name, (is_entry, _) in bodies.items() if is_entry), None)
@@ -69,7 +67,7 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
     _, lines = bodies.get(name, (False, ()))
     for line in lines:
       if match := _INSTRUCTION.match(line):
-        found.append(_collective(match, line, lines, name, times, known, devices))
+        found.append(_collective(match, line, name, times, known, devices))
         continue
       trips = _TRIPS.search(line)
       is_loop = " while(" in line
@@ -95,8 +93,8 @@ def _computations(text: str) -> Iterator[tuple[str, tuple[bool, list[str]]]]:
       lines.append(line)
 
 
-def _collective(match, line, lines, computation, times, known, devices) -> Collective:
-  name, results, kind, started = match.groups()
+def _collective(match, line, computation, times, known, devices) -> Collective:
+  results, kind, started = match.groups()
   shapes = [(dtype, _dimensions(sizes)) for dtype, sizes in _SHAPE.findall(results)]
   size = sum(_size(*shape) for shape in shapes)
   groups = _groups(line, kind, devices)
@@ -108,16 +106,11 @@ def _collective(match, line, lines, computation, times, known, devices) -> Colle
     size //= 2
   if kind == "reduce-scatter":
     size *= members
-  elif kind == "all-reduce" and ("all-reduce-scatter" in computation or _only_sliced(name, lines)):
+  elif kind == "all-reduce" and "all-reduce-scatter" in computation:
+    # A TPU's: summed in full, of which a part is taken, as one operation.
     kind = "reduce-scatter"
   dtype, shape = max(shapes, key=lambda of: _size(*of), default=("", ()))
   return Collective(kind, dtype, shape, times, size, groups, known)
-
-
-def _only_sliced(name, lines) -> bool:
-  """Whether each use of a result takes a part of it, whose place depends on the device."""
-  uses = [line for line in lines if re.search(rf"[(, ]%?{re.escape(name)}[,)]", line)]
-  return bool(uses) and all(_SLICE.search(use) for use in uses)
 
 
 def _dimensions(text) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 The numbers of devices are those of their makers' data sheets; nothing here has been measured.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,11 +87,10 @@ def simulated_mesh(config: MeshConfig) -> Mesh:
   Raises InputError for a mesh that leaves a size open, or where JAX has begun with fewer devices.
   """
   count = _count(config)
-  try:
-    jax.config.update("jax_platforms", "cpu")
+  with contextlib.suppress(RuntimeError):
+    # The first is refused where JAX has begun; then the second is left as it is.
     jax.config.update("jax_num_cpu_devices", count)
-  except RuntimeError:
-    pass
+    jax.config.update("jax_platforms", "cpu")
   if len(jax.devices("cpu")) < count:
     raise InputError(
       f"JAX has begun with {len(jax.devices('cpu'))} devices in this process, and the mesh takes {count}; plan in a "

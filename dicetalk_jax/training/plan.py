@@ -32,6 +32,9 @@ from dicetalk_jax.training.costs import Flops, count_flops, programs_within
 from dicetalk_jax.training.outline import Outline, adaptation_outline, embedder_outline
 from dicetalk_jax.training.state import merge
 
+# Nothing is run: memory is planned, and no time is spent on making the program fast. By itself a CPU's compiler takes
+# operations in an order that keeps many threads busy, for several times the memory.
+_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False, "xla_backend_optimization_level": 0}
 Compiler = Literal["none", "cpu", "tpu"]
 
 
@@ -103,9 +106,8 @@ class Plan:
       return [*lines, f"WARNING: not compiled: {program.problem}"]
     lines += [_row("compiled: arguments", readable_size(program.arguments))]
     lines += [_row("compiled: temporaries", readable_size(program.temporaries))]
-    lines += [
-      _row("compiled: both", readable_size(self.needed), f"{self.needed / limit:.0%} of {limit / 2**30:.4g} GiB")
-    ]
+    share = f"{self.needed / limit:.0%} of {limit / 2**30:.4g} GiB"
+    lines += [_row("compiled: both", readable_size(self.needed), f"{self.needed / 2**30:.2f} GiB", share)]
     if program.compiler == "cpu":
       lines += [
         "The temporaries are those of a CPU's program: it widens bfloat16 to float32 in products, and fuses less. An",
@@ -215,7 +217,7 @@ def _outline(config, placement) -> Outline:
 def _program(outline, placement, compiler, text) -> Program:
   lowered = outline.lowered(placement)
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(_OPTIONS if compiler == "cpu" else None)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
