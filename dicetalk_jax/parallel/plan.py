@@ -6,6 +6,7 @@ The numbers of devices are those of their makers' data sheets; nothing here has 
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,14 @@ DEVICES = {
   "h100-node": DeviceKind("H100 SXM", **_GPU, network=50e9 / 8, note=f"{_GPU_NOTE} for each host, shared by its 8"),
 }
 
+# What libtpu would else ask a machine that has TPUs; and several programs may describe some at once.
+_WITHOUT_TPU = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
 
 def device_kind(name: str) -> DeviceKind:
   """Of DEVICES; InputError for one that is not there."""
@@ -109,6 +118,8 @@ def described_mesh(config: MeshConfig, kind: DeviceKind) -> Mesh:
     known = ", ".join(map(str, kind.shapes)) or "none"
     raise InputError(f"{kind.name} has no slice of {count} chips that its compiler is asked for; there are {known}")
   name = f"{kind.name.split()[-1]}:{kind.shapes[count]}"
+  for variable, value in _WITHOUT_TPU.items():
+    os.environ.setdefault(variable, value)
   from jax.experimental import topologies
 
   try:

@@ -215,7 +215,9 @@ def _outline(config, placement) -> Outline:
 
 
 def _program(outline, placement, compiler, text) -> Program:
-  lowered = outline.lowered(placement)
+  # What depends on the device, such as the kernel of attention, is to be that device's.
+  with jax.default_device(placement.mesh.devices.flat[0]):
+    lowered = outline.lowered(placement)
   try:
     compiled = lowered.compile(_OPTIONS if compiler == "cpu" else None)
   except jax.errors.JaxRuntimeError as error:
