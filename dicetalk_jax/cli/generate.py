@@ -93,7 +93,9 @@ class Generate:
 
       def progress(stage, done, total):
         stop_if_interrupted()
-        show(stage, done, total)
+        # One terminal shows what all hosts do together.
+        if hosts.is_first():
+          show(stage, done, total)
 
       video = talker.generate(self.image, self.audio, self.emotion, **options, progress=progress)
       if not hosts.is_first():
