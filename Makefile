@@ -10,7 +10,7 @@ demo: .venv/demo.installed
 	$(BIN)/python -m dicetalk_jax.demo $(DEMO)
 
 test: .venv/all.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations 25 $(TEST)
 
 # Proofs that take minutes or much memory.
 test-slow: .venv/all.installed

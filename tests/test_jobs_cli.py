@@ -95,6 +95,7 @@ def wait_for(process, condition, seconds=240):
     time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_twenty_jobs_three_bad_killed_twice(start, tmp_path, monkeypatch):
   rng = random.Random(seed := time.time_ns() % 10**6)
   print(f"seed {seed}")
