@@ -34,7 +34,10 @@ from dicetalk_jax.training.state import merge
 
 # Nothing is run: memory is planned, and no time is spent on making the program fast. By itself a CPU's compiler takes
 # operations in an order that keeps many threads busy, for several times the memory.
-_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False, "xla_backend_optimization_level": 0}
+_OPTIONS = {
+  "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+  "xla_backend_optimization_level": 0,
+}
 Compiler = Literal["none", "cpu", "tpu"]
 
 
@@ -219,7 +222,7 @@ def _program(outline, placement, compiler, text) -> Program:
   with jax.default_device(placement.mesh.devices.flat[0]):
     lowered = outline.lowered(placement)
   try:
-    compiled = lowered.compile(_OPTIONS if compiler == "cpu" else None)
+    compiled = _compiled(lowered, _OPTIONS if compiler == "cpu" else None)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -236,6 +239,16 @@ def _program(outline, placement, compiler, text) -> Program:
     held.output_size_in_bytes - held.alias_size_in_bytes,
     tuple(collectives),
   )
+
+
+def _compiled(lowered, options):
+  try:
+    return lowered.compile(options)
+  except jax.errors.JaxRuntimeError as error:
+    # Another version of JAX has other options.
+    if options is None or "No such compile option" not in str(error):
+      raise
+    return lowered.compile()
 
 
 def _moved(state, program, mesh, passes, accumulate) -> int:
