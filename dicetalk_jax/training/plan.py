@@ -11,7 +11,7 @@ import jax
 from dicetalk_jax.conversion.store import readable_size
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.parallel.collectives import Collective, read_collectives
-from dicetalk_jax.parallel.mesh import MeshConfig, check_batch_size
+from dicetalk_jax.parallel.mesh import MeshConfig, batch_parts, check_batch_size
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.parallel.plan import (
   DeviceKind,
@@ -28,16 +28,12 @@ from dicetalk_jax.parallel.plan import (
 )
 from dicetalk_jax.parallel.rules import path_name
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
-from dicetalk_jax.training.costs import Flops, count_flops, programs_within
+from dicetalk_jax.training.costs import Flops, count_flops, programs_within, size
 from dicetalk_jax.training.outline import Outline, adaptation_outline, embedder_outline
 from dicetalk_jax.training.state import merge
 
-# Nothing is run: memory is planned, and no time is spent on making the program fast. By itself a CPU's compiler takes
-# operations in an order that keeps many threads busy, for several times the memory.
-_OPTIONS = {
-  "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-  "xla_backend_optimization_level": 0,
-}
+# Nothing is run: no time is spent on making the program fast.
+_OPTIONS = {"xla_backend_optimization_level": 0}
 Compiler = Literal["none", "cpu", "tpu"]
 
 
@@ -104,7 +100,7 @@ class Plan:
     lines += [_row("all of these", readable_size(sum(self.memory.values())))]
     program, limit = self.program, self.kind.memory
     if program is None:
-      return [*lines, "activations are not among them: these only a compiled program tells"]
+      return [*lines, "the insides of blocks are not among them: these only a compiled program tells"]
     if program.problem:
       return [*lines, f"WARNING: not compiled: {program.problem}"]
     lines += [_row("compiled: arguments", readable_size(program.arguments))]
@@ -113,8 +109,10 @@ class Plan:
     lines += [_row("compiled: both", readable_size(self.needed), f"{self.needed / 2**30:.2f} GiB", share)]
     if program.compiler == "cpu":
       lines += [
-        "The temporaries are those of a CPU's program: it widens bfloat16 to float32 in products, and fuses less. An",
-        "accelerator's are rather fewer: take them for a bound from above. --compiler tpu asks the compiler of TPUs.",
+        "The temporaries are those of a CPU's program: no guide to an accelerator's where there is remat, since it",
+        "computes again what all blocks need at once, in float32, and holds it together. An accelerator holds what is",
+        "kept between forward and backward, the inside of a block, and the weights of a few. --compiler tpu asks the",
+        "compiler of TPUs.",
       ]
     if self.needed > limit:
       lines += [f"WARNING: that is more than the {limit / 2**30:.4g} GiB of a {self.kind.name}"]
@@ -192,6 +190,7 @@ def plan_training(
     "optimizer": bytes_per_device(state.opt_state),
     "moving average": bytes_per_device(state.ema),
     "batch": bytes_per_device(batch),
+    "kept between forward and backward": outline.rows // batch_parts(placement.mesh) * _kept(outline),
   }
   remat = getattr(config, "remat", False)
   shape, joined = placement.mesh, kind.joined
@@ -215,6 +214,21 @@ def _outline(config, placement) -> Outline:
   check_batch_size(placement.mesh, config.batches.batch, "clips")
   # Here is a CPU, there is none.
   return adaptation_outline(dataclasses.replace(config, dtype=config.dtype or "bfloat16"))
+
+
+def _kept(outline: Outline) -> int:
+  """Bytes that the forward pass of a clip leaves for the backward pass, by what is rematerialised and what is not."""
+
+  def left(rows):
+    def pullback(params, frozen, batch, key):
+      return jax.vjp(lambda params: outline.loss_fn(merge(params, frozen), batch, key)[0], params)[1]
+
+    _, (params, frozen, batch, key) = outline.gradient()
+    batch = {name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
+    return size(jax.eval_shape(pullback, params, frozen, batch, key))
+
+  # Parameters are among what is left, once, whatever the batch is.
+  return left(2) - left(1)
 
 
 def _program(outline, placement, compiler, text) -> Program:
@@ -279,7 +293,7 @@ def _products(outline: Outline, params) -> Iterator[tuple[str, int, int]]:
       for inner in programs_within(equation.params):
         yield from walk(inner, where)
 
-  def size(value):
+  def held(value):
     return math.prod(value.aval.shape) * value.aval.dtype.itemsize
 
   _, inputs = outline.gradient()
@@ -287,4 +301,4 @@ def _products(outline: Outline, params) -> Iterator[tuple[str, int, int]]:
     parts = [part for part in where.split("/") if part not in ("", "checkpoint", "rematted_computation")]
     name = next((name for i in range(len(parts)) if (name := kernels.get("/".join(parts[i:])))), None)
     if name:
-      yield name, size(equation.invars[0]), size(equation.outvars[0])
+      yield name, held(equation.invars[0]), held(equation.outvars[0])

@@ -155,7 +155,7 @@ def test_a_plan_of_shapes(preset):
   done = plan("--config", path, "--stage", "adaptation", *settings, *mesh, "--no-compile")
   assert done.returncode == 0, done.stderr
   assert "8 x TPU v5e, data 2 x fsdp 2 x tensor 2; a step of 8 clips in 2 parts" in done.stdout
-  assert "all-reduce over tensor (2 devices" in done.stdout and "only a compiled program tells" in done.stdout
+  assert "all-reduce over tensor (2 devices" in done.stdout and "insides of blocks are not among them" in done.stdout
   assert "U-Net: feed-forward" in done.stdout and "bound by" in done.stdout
 
 
@@ -168,8 +168,9 @@ def test_a_plan_of_a_compiled_step(preset, tmp_path):
   assert "HloModule" in text.read_text()
   rows = {line[:64].strip(): line[64:].split() for line in done.stdout.splitlines() if line[64:]}
   # What the compiled program takes is what lies on a device, to the last small leaf.
-  told, taken = (float(rows[name][0]) for name in ("all of these", "compiled: arguments"))
-  assert rows["compiled: arguments"][1] == "MB" and abs(told - taken) <= 0.2
+  names = ("all of these", "kept between forward and backward", "compiled: arguments")
+  told, kept, taken = (float(rows[name][0]) for name in names)
+  assert rows["compiled: arguments"][1] == "MB" and abs(told - kept - taken) <= 0.2
   assert float(rows["compiled: temporaries"][0]) > 0
   program = done.stdout[done.stdout.index("of the compiled program") :]
   assert "all-gather over fsdp (4 devices" in program and "all-reduce over" in program
