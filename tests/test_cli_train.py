@@ -15,6 +15,7 @@ from dicetalk_jax.inference.weights import Weights
 
 PRESET = """
 from dicetalk_jax.data.batches import EmbedderBatchConfig
+from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.training.config import EmbedderConfig, EmbedderModelConfig, LoopConfig, OptimizerConfig
 
 config = EmbedderConfig(
@@ -22,6 +23,7 @@ config = EmbedderConfig(
   model=EmbedderModelConfig(features=16, num_layers=1, num_fusion_layers=1, num_heads=2, mlp=16),
   batches=EmbedderBatchConfig(groups=6, clips=2, frames=8),
   optimizer=OptimizerConfig(learning_rate=3e-3, ema_decay=0.9),
+  mesh=MeshConfig(1, 1, 1),
   loop=LoopConfig(steps=1_000_000, log_every=1, validate_every=1000, checkpoint_every=1000),
 )
 """

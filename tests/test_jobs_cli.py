@@ -156,6 +156,7 @@ def test_ctrl_c_ends_the_list_and_keeps_what_is_complete(start, tmp_path):
   assert probe(tmp_path / "a.mp4").frames == 4
 
 
+@pytest.mark.slow
 def test_two_hosts_share_a_list_and_one_goes_on(start, tmp_path):
   with socket.create_server(("127.0.0.1", 0)) as server:
     address = f"127.0.0.1:{server.getsockname()[1]}"

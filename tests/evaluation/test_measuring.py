@@ -19,6 +19,7 @@ CONFIG = MeasuringConfig(
 )
 
 
+@pytest.mark.slow
 def test_it_learns_people_and_comes_back_as_it_was(tmp_path):
   clips = people(6, clips=2, size=32) + people(4, clips=3, split="test", size=32)
   data = str(write_set(tmp_path / "set", clips))

@@ -131,6 +131,7 @@ def test_other_settings_follow_the_released_recipe(talker):
   assert relative_error(video.frames, frames) <= 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(talker):
   half = DiceTalk(talker.weights, dtype="bfloat16")
   noise = draw("noise", (10, 8, 16, 4))

@@ -99,6 +99,7 @@ def heard(monkeypatch):
   return Heard(monkeypatch)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_draws_people_it_has_not_seen(data, tmp_path, heard):
   config = dataclasses.replace(AUTOENCODER, data=(data,))
   model, outcome = train_autoencoder(config, tmp_path, report=heard.report)
