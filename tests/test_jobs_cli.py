@@ -138,6 +138,7 @@ def test_twenty_jobs_three_bad_killed_twice(start, tmp_path, monkeypatch):
   assert {path.name for path in tmp_path.iterdir()} == inputs | {job["out"] for job in good}
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_list_and_keeps_what_is_complete(start, tmp_path):
   jobs = [
     {"image": "me.png", "audio": "short.wav", "emotion": "happy", "out": "a.mp4"},

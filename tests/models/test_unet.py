@@ -110,6 +110,7 @@ def test_the_adapters_scale_what_their_tokens_add():
   assert relative_error(apply(params, **inputs), compiled()(params, **inputs)) > 1e-2
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
   unet, params = tiny_unet()
   out = compiled(dtype=jnp.bfloat16)(params, **golden_inputs())

@@ -141,6 +141,7 @@ def test_a_new_autoencoder_begins_with_a_small_copy():
   np.testing.assert_allclose(alone, drawn[:, :1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_audio_encoder_hears_what_is_said_wherever_it_is_said(data, tmp_path, heard):
   config = dataclasses.replace(AUDIO_ENCODER, data=(data,))
   _, outcome = train_audio_encoder(config, tmp_path, report=heard.report)
