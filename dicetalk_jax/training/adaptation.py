@@ -66,7 +66,8 @@ def train_adaptation(
     _tell_of_windows(setup, config, warn)
     optimizer = make_optimizer(optimizer_config, loop.steps)
     # The codes of a new bank begin at the same priors on every host.
-    whole = diffusion_batches(**options).source
+    alone = placement.share["process_count"] == 1
+    whole = batches.source if alone else diffusion_batches(**options).source
     state, where = initial_state(setup, config, optimizer, placement, whole)
     loss_fn = adaptation_loss(setup, config.objective)
     step_fn = make_step(
@@ -161,8 +162,7 @@ def save_weights(
   """Writes the weights folder of a run: the average of what trained, and all else bit for bit as it was in the weights.
 
   What was frozen is not taken from `state`, which may hold it in a shorter dtype. placement: of the state, where it is
-  over several processes. Raises OutputError where it cannot be
-  written.
+  over several processes. Raises OutputError where it cannot be written.
   """
   trained, networks = flatten(state.params if state.ema is None else state.ema), {}
   for name, shapes in setup.shapes.items():

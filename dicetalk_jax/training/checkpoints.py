@@ -127,7 +127,7 @@ class Checkpoints:
           raise
         failure = _reason(error)
       # Each host reads parts of its own: where one cannot, all take the one before.
-      if failures := [found for found in gather(failure) if found]:
+      if failures := [reason for reason in gather(failure) if reason]:
         damaged.append(step)
         self._warn(f"{self._folder / str(step)} is damaged ({failures[0]}).")
         continue

@@ -21,8 +21,7 @@ def write_result(
   """A copy of `base` with `networks` ({name: nested parameters}) replaced or added; without one, these alone.
 
   config: more of config.json's top level. One that an earlier end of the run has left is replaced, once the new one is
-  whole. Of several processes all have to call this. Raises OutputError where it cannot be
-  written.
+  whole. Of several processes all have to call this. Raises OutputError where it cannot be written.
   """
   try:
     with replaced(pathlib.Path(folder).expanduser()) as target:

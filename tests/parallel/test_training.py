@@ -56,7 +56,7 @@ def test_every_mesh_gives_the_same_losses(stage, made, tmp_path):
 
 def test_parameters_in_parts_train_as_whole_ones(made, tmp_path):
   expected, _ = trained("embedder", made, tmp_path / "one", (1, 1, 1), 3)
-  losses, state = trained("embedder", made, tmp_path / "parts", (2, 2, 2), 3, ["optimizer.accumulate=1"])
+  losses, state = trained("embedder", made, tmp_path / "parts", (2, 2, 2), 3)
   assert losses == pytest.approx(expected, rel=1e-4)
   (kernel,) = [leaf for path, leaf in flatten(state.params).items() if path == "audio/layers_0/linear1/kernel"]
   assert kernel.addressable_shards[0].data.size == kernel.size / 4
