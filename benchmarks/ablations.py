@@ -16,6 +16,7 @@ import common
 
 from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.config import load_preset
+from dicetalk_jax.data.clip_sets import ClipSets
 from dicetalk_jax.evaluation.ablations import VARIANTS, run_ablations, table
 from dicetalk_jax.evaluation.measuring import Measuring, MeasuringConfig, check, train_measuring
 from dicetalk_jax.inference.weights import Weights
@@ -33,7 +34,7 @@ def measuring_network(options):
     loop = dataclasses.replace(MeasuringConfig().loop, steps=options.measuring_steps)
     train_measuring(MeasuringConfig(data=tuple(options.clips), loop=loop), folder, report=printer("measuring", loop))
   measuring = Measuring.load(folder)
-  found = check(measuring, options.clips[0])
+  found = check(measuring, ClipSets(options.clips[0], "test"))
   print(
     "the measuring network on true frames of people not seen:", {k: round(v, 3) for k, v in found.items()}, flush=True
   )

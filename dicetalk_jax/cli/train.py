@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -14,6 +14,8 @@ from dicetalk_jax.config import load_preset
 @dataclasses.dataclass(frozen=True)
 class _Training:
   """Shared by all stages."""
+
+  ends_with: ClassVar[str] = "weights"
 
   config: pathlib.Path
   """Preset, a Python file such as those in configs/."""
@@ -26,7 +28,7 @@ class _Training:
 
   def run(self):
     kind, train = self._stage()
-    _run(train, self._config(kind))
+    _run(train, self._config(kind), self.ends_with)
 
   def _config(self, kind):
     from dicetalk_jax.training.overrides import override
@@ -60,7 +62,7 @@ class _ForetoldTraining(_Training):
     raise AssertionError("each stage has its own")
 
 
-def _run(train: Callable[..., tuple[Any, Any]], config) -> None:
+def _run(train: Callable[..., tuple[Any, Any]], config, ends_with: str) -> None:
   from dicetalk_jax.parallel.hosts import is_first
   from dicetalk_jax.training.loop import Status
 
@@ -82,7 +84,8 @@ def _run(train: Callable[..., tuple[Any, Any]], config) -> None:
 
     _, outcome = train(config, report=report, progress=progress, warn=_warn, validated=validated)
   if outcome.status == Status.FINISHED:
-    print(f"{config.out}: finished after {outcome.step} steps; weights: {pathlib.Path(config.out) / 'weights'}")
+    result = pathlib.Path(config.out) / ends_with
+    print(f"{config.out}: finished after {outcome.step} steps; {result.stem}: {result}")
   else:
     print(f"{config.out}: stopped after step {outcome.step}, and saved; the same command goes on from there")
 
@@ -176,6 +179,35 @@ class ImageEncoder(_Training):
     return ImageEncoderConfig, train_image_encoder
 
 
+@dataclasses.dataclass(frozen=True)
+class FrameInterpolator(_Training):
+  """Train RIFE from nothing on built sets: the frame between two.
+
+  Example: dicetalk train frame-interpolator --config configs/synthetic_128.py
+  """
+
+  def _stage(self):
+    from dicetalk_jax.training.foundations_config import FrameInterpolatorConfig
+    from dicetalk_jax.training.frame_interpolator import train_frame_interpolator
+
+    return FrameInterpolatorConfig, train_frame_interpolator
+
+
+@dataclasses.dataclass(frozen=True)
+class Measuring(_Training):
+  """Train the network that `dicetalk evaluate` measures pictures with, on true frames of drawn sets.
+
+  Example: dicetalk train measuring --config configs/synthetic_128.py
+  """
+
+  ends_with: ClassVar[str] = "measuring.safetensors"
+
+  def _stage(self):
+    from dicetalk_jax.evaluation.measuring import MeasuringConfig, train_measuring
+
+    return MeasuringConfig, train_measuring
+
+
 def _subcommand(name, verb):
   return Annotated[verb, tyro.conf.subcommand(name=name)]
 
@@ -193,6 +225,8 @@ class Train:
     | _subcommand("autoencoder", Autoencoder)
     | _subcommand("audio-encoder", AudioEncoder)
     | _subcommand("image-encoder", ImageEncoder)
+    | _subcommand("frame-interpolator", FrameInterpolator)
+    | _subcommand("measuring", Measuring)
   ]
 
   def run(self):

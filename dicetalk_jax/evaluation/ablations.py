@@ -82,11 +82,11 @@ def judge(
     (mu,) = prior_means(setup.modules, params, {name: value[None] for name, value in row.items()})
     noise = np.asarray(jax.random.normal(jax.random.key(i), true.shape))
     made = sample_latents(setup, params, row, mu, samples, noise)
-    portrait = np.broadcast_to(setup.scaling_factor * row["image_latents"].astype(np.float32), true.shape)
-    shown = measuring(pictures(portrait)).identity.mean(0)
+    portrait = pictures(setup.scaling_factor * row["image_latents"].astype(np.float32)[None])[0]
+    shown = measuring(portrait[None], portrait).identity.mean(0)
     wanted.append(int(row["emotion"]))
     for name, latents in (("made", made), ("true", true)):
-      found = measuring(pictures(latents))
+      found = measuring(pictures(latents), portrait)
       emotions[name].append(int(found.emotion.mean(0).argmax()))
       identity = found.identity.mean(0)
       similarities[name].append(float(identity @ shown / np.linalg.norm(identity) / np.linalg.norm(shown)))

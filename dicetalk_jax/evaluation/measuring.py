@@ -18,13 +18,14 @@ import safetensors.numpy
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.data.clip_sets import ClipSets, Kept
-from dicetalk_jax.data.records import EMOTIONS, TRUTH
+from dicetalk_jax.data.index import Index
+from dicetalk_jax.data.records import EMOTIONS, LEVELS, TRUTH
 from dicetalk_jax.data.sampling import ENDLESS, Batches, Share, generator
 from dicetalk_jax.diffusion.losses import emotion_loss
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
-from dicetalk_jax.training.foundations import fit
+from dicetalk_jax.training.foundations import fit, held_out
 from dicetalk_jax.training.loop import Outcome, Status
 
 # The phoneme is no size that can be regressed.
@@ -43,33 +44,44 @@ class Measures(NamedTuple):
 
 
 class MeasuringNetwork(nn.Module):
-  """Frames (n, h, w, 3) in [0, 1], sides multiples of 16 -> `Measures`, the face in deviations from its mean."""
+  """Frames (n, h, w, 3) in [0, 1], sides multiples of 32, and neutral portraits of the same people -> `Measures`.
 
-  channels: tuple[int, ...] = (32, 48, 64, 96)
+  What the face does is told by comparison with the portrait, so that a person's own brows are not taken for a frown;
+  who it is, by the frame alone. The face comes in deviations from its mean.
+  """
+
+  channels: tuple[int, ...] = (24, 32, 48, 64, 96)
   features: int = 128
   identity_features: int = 64
 
   @nn.compact
-  def __call__(self, frames) -> Measures:
-    x = 2 * frames - 1
-    for i, channels in enumerate(self.channels):
-      x = nn.Conv(channels, (3, 3), (2, 2), name=f"down_{i}")(x)
-      x = nn.silu(nn.GroupNorm(8, name=f"norm_{i}")(x))
-      x = x + nn.silu(nn.Conv(channels, (3, 3), name=f"conv_{i}")(x))
-    # Where things are matters: no pooling.
-    x = x.reshape(len(x), -1)
-
-    def head(name, features):
-      return nn.Dense(features, name=name)(nn.silu(nn.Dense(self.features, name=f"{name}_in")(x)))
-
-    identity = head("identity", self.identity_features)
+  def __call__(self, frames, portraits) -> Measures:
+    x = self._seen(jnp.concatenate([frames, portraits], axis=-1), self.channels, "expression")
+    n, h, w, _ = frames.shape
+    small = frames.reshape(n, h // 2, 2, w // 2, 2, 3).mean((2, 4))
+    identity = self._head(self._seen(small, self.channels[:-1], "person"), self.identity_features, "identity")
     identity /= jnp.sqrt(jnp.maximum(jnp.square(identity).sum(-1, keepdims=True), 1e-12))
-    return Measures(head("emotion", len(EMOTIONS)), identity, head("face", len(MEASURED)))
+    return Measures(self._head(x, len(EMOTIONS), "emotion"), identity, self._head(x, len(MEASURED), "face"))
+
+  def _seen(self, pictures, widths, name):
+    x = 2 * pictures - 1
+    for i, channels in enumerate(widths):
+      x = nn.Conv(channels, (3, 3), (2, 2), name=f"{name}_down_{i}")(x)
+      x = nn.silu(nn.GroupNorm(8, name=f"{name}_norm_{i}")(x))
+      x = x + nn.silu(nn.Conv(channels, (3, 3), name=f"{name}_conv_{i}")(x))
+    # Where things are matters: no pooling.
+    return x.reshape(len(x), -1)
+
+  def _head(self, x, features, name):
+    return nn.Dense(features, name=name)(nn.silu(nn.Dense(self.features, name=f"{name}_in")(x)))
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasuringConfig:
   """How the measuring network is trained."""
+
+  out: str = "runs/measuring"
+  """Folder of the run: checkpoints, log, and measuring.safetensors that it ends with."""
 
   data: tuple[str, ...] = ()
   """Sets of drawn clips, as `dicetalk data build synthetic` leaves them."""
@@ -88,18 +100,22 @@ class MeasuringConfig:
   identity_temperature: float = 0.1
   """Of the softmax over the people of training."""
 
+  validation_split: str = "test"
+  """Of the data: people that are not in training."""
+
   memory_gb: float = 3.0
   """Decoded frames that are kept, for speed alone."""
 
 
 class _Source:
-  """Single frames of random clips, with what is known of them."""
+  """Single frames of random clips, with what is known of them and a neutral portrait of the same person."""
 
   def __init__(self, data, split, batch, seed, memory_gb):
     self._sets = ClipSets(data, split)
     index = self._sets.index
     self.size = self._sets.one_size(np.arange(len(index)))
     self.identities, self._identity = np.unique(index.identity, return_inverse=True)
+    self._neutral = neutral_records(index)
     self._rows, self._seed, self._batch = Share(0, 1).rows(batch, "frames"), seed, batch
     size = math.prod(self.size) * 3
     self._frames = Kept(self._sets.frames, lambda record: size * int(index.num_frames[record]), memory_gb)
@@ -120,12 +136,25 @@ class _Source:
       raise InputError(f"clip {clip.clip} has no truth; the measuring network is trained on drawn clips")
     frame = int(rng.integers(clip.num_frames))
     emotion = -1 if clip.emotion is None else EMOTIONS.index(clip.emotion)
+    neutral = int(rng.choice(self._neutral[self.identities[self._identity[record]]]))
+    portrait = int(rng.integers(self._sets.index.num_frames[neutral]))
     return {
       "frames": self._frames[record][frame],
+      "portraits": self._frames[neutral][portrait],
       "emotion": np.int32(emotion),
       "identity": np.int32(self._identity[record]),
       "face": clip.truth[frame, _COLUMNS],
     }
+
+
+def neutral_records(index: Index) -> dict[str, np.ndarray]:
+  """Person -> the records of an index that show them with no emotion. InputError for one who is never neutral."""
+  neutral = EMOTIONS.index("neutral")
+  found = {person: np.flatnonzero((index.identity == person) & (index.emotion == neutral)) for person in index.identity}
+  for person, records in found.items():
+    if not len(records):
+      raise InputError(f"{person} has no neutral clip, which expressions are compared with; build labelled sets")
+  return found
 
 
 def _worn(frames, key):
@@ -142,16 +171,18 @@ def _worn(frames, key):
 
 def train_measuring(
   config: MeasuringConfig,
-  folder: str | os.PathLike,
+  folder: str | os.PathLike | None = None,
   report: Callable[[int, dict[str, float]], None] | None = None,
   progress: Callable[[str, int, int], None] | None = None,
   warn: Callable[[str], None] = show,
+  validated: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> tuple["Measuring", Outcome]:
-  """Trains in `folder`, or goes on where an earlier run of it ended; a finished one leaves measuring.safetensors there.
+  """Trains in `folder`, by default `config.out`, or goes on; a finished run leaves measuring.safetensors there.
 
-  Raises what `ClipSets` and `loop.train` raise, and InputError for clips without truth.
+  validated(step, scalars) is told in the end what `check` finds, where `config.validation_split` has clips. Raises
+  what `ClipSets` and `loop.train` raise, and InputError for clips without truth and people who are never neutral.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = pathlib.Path(folder or config.out).expanduser()
   source = _Source(list(config.data), "train", config.batch, config.loop.seed, config.memory_gb)
   many = [source[i] for i in range(8)]
   face = np.concatenate([batch["face"] for batch in many])
@@ -159,13 +190,16 @@ def train_measuring(
   module = MeasuringNetwork()
   key = jax.random.key(config.loop.seed)
   params = {
-    "network": jax.jit(module.init)(key, jnp.zeros((1, *source.size, 3)))["params"],
+    "network": jax.jit(module.init)(key, *2 * [jnp.zeros((1, *source.size, 3))])["params"],
     "people": jax.random.normal(key, (len(source.identities), module.identity_features)),
   }
 
   def loss_fn(params, batch, key):
-    frames = _worn(batch["frames"].astype(jnp.float32) / 255, key)
-    found = module.apply({"params": params["network"]}, frames)
+    frames, portraits = (
+      _worn(batch[name].astype(jnp.float32) / 255, jax.random.fold_in(key, i))
+      for i, name in enumerate(("frames", "portraits"))
+    )
+    found = module.apply({"params": params["network"]}, frames, portraits)
     people = params["people"] / jnp.linalg.norm(params["people"], axis=-1, keepdims=True)
     losses = {
       "emotion": emotion_loss(found.emotion, batch["emotion"]),
@@ -190,6 +224,8 @@ def train_measuring(
   measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std)
   if outcome.status == Status.FINISHED:
     measuring.save(folder / _FILE)
+    if validated and (checked := held_out(lambda: ClipSets(list(config.data), config.validation_split), warn)):
+      validated(outcome.step, check(measuring, checked))
   return measuring, outcome
 
 
@@ -213,46 +249,54 @@ class Measuring:
     flat = {name.removeprefix("network/"): leaf for name, leaf in stored.items() if name.startswith("network/")}
     return cls(unflatten(flat), stored["mean"], stored["std"])
 
-  def __call__(self, frames: np.ndarray, batch: int = 64) -> Measures:
-    """frames (n, h, w, 3), uint8 or float in [0, 1]."""
-    frames = np.asarray(frames)
-    frames = frames.astype(np.float32) / 255 if frames.dtype == np.uint8 else frames.astype(np.float32)
+  def __call__(self, frames: np.ndarray, portrait: np.ndarray, batch: int = 64) -> Measures:
+    """frames (n, h, w, 3), and a neutral portrait (h, w, 3) of the same person; uint8 or float in [0, 1]."""
+    frames, portrait = unit(frames), unit(portrait)
+    portraits = np.broadcast_to(portrait, (batch, *portrait.shape))
     found = []
     for first in range(0, len(frames), batch):
       part = frames[first : first + batch]
       padded = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0), (0, 0)])
-      found.append([np.asarray(value)[: len(part)] for value in _measure(self._params, padded)])
+      found.append([np.asarray(value)[: len(part)] for value in _measure(self._params, padded, portraits)])
     emotion, identity, face = (np.concatenate(column) for column in zip(*found, strict=True))
     return Measures(emotion, identity, self._mean + self._std * face)
 
 
+def unit(frames: np.ndarray) -> np.ndarray:
+  """Pictures as float32 in [0, 1]."""
+  frames = np.asarray(frames)
+  return frames.astype(np.float32) / 255 if frames.dtype == np.uint8 else frames.astype(np.float32)
+
+
 @jax.jit
-def _measure(params, frames):
-  return MeasuringNetwork().apply({"params": params}, frames)
+def _measure(params, frames, portraits):
+  return MeasuringNetwork().apply({"params": params}, frames, portraits)
 
 
-def check(measuring: Measuring, data, split: str = "test", frames: int = 4) -> dict[str, float]:
-  """How well it measures true frames of a set: emotion accuracy of clips, top-1 of people, correlation of the mouth.
+def check(measuring: Measuring, sets: ClipSets, frames: int = 8) -> dict[str, float]:
+  """How well it measures true frames of sets: emotion accuracy of clips, top-1 of people, correlation of the mouth.
 
   Of each clip `frames` frames, spread evenly. A clip's emotion is that of its mean logits; its person is looked for
   among the first clip of each person of the split.
   """
-  sets = ClipSets(list(data) if not isinstance(data, str | os.PathLike) else data, split)
   index, right, identity, opening = sets.index, [], [], []
+  neutral = neutral_records(index)
+  portraits = {person: sets.frames(records[0], [0])[0] for person, records in neutral.items()}
   for record in range(len(index)):
     clip = sets.clip(record)
     chosen = np.linspace(0, clip.num_frames - 1, frames).astype(int)
-    found = measuring(sets.frames(record, chosen))
-    if clip.emotion is not None:
-      right.append(found.emotion.mean(0).argmax() == EMOTIONS.index(clip.emotion))
+    found = measuring(sets.frames(record, chosen), portraits[clip.identity])
+    right.append(index.emotion[record] == found.emotion.mean(0).argmax())
     identity.append(found.identity.mean(0))
     opening.append(np.stack([found.face[:, 0], clip.truth[chosen, _COLUMNS[0]]]))
-  identity = np.stack(identity)
+  right, identity = np.array(right, bool), np.stack(identity)
+  strongest = (index.level == LEVELS[-1]) | (index.emotion == EMOTIONS.index("neutral"))
   _, first, person = np.unique(index.identity, return_index=True, return_inverse=True)
   others = ~np.isin(np.arange(len(identity)), first)
   nearest = (identity[others] @ identity[first].T).argmax(-1)
   return {
-    "emotion_accuracy": float(np.mean(right)) if right else float("nan"),
+    "emotion_accuracy": float(right.mean()),
+    "emotion_accuracy_strongest": float(right[strongest].mean()),
     "identity_top1": float((nearest == person[others]).mean()),
     "mouth_correlation": float(np.corrcoef(np.concatenate(opening, axis=1))[0, 1]),
   }

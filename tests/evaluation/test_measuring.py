@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from drawn_sets import people, write_set
 
+from dicetalk_jax.data.clip_sets import ClipSets
 from dicetalk_jax.data.records import EMOTIONS
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.ablations import Scores, table
@@ -28,17 +29,21 @@ def test_it_learns_people_and_comes_back_as_it_was(tmp_path):
     dataclasses.replace(CONFIG, data=(data,)), tmp_path / "run", report=lambda step, m: losses.update({step: m["loss"]})
   )
   assert losses[60] < 0.5 * losses[1]
-  found = check(measuring, data)
-  assert found.keys() == {"emotion_accuracy", "identity_top1", "mouth_correlation"}
+  found = check(measuring, ClipSets(data, "test"))
+  assert found.keys() == {
+    *("emotion_accuracy", "emotion_accuracy_strongest", "identity_top1", "mouth_correlation"),
+  }
   assert found["identity_top1"] > 0.6, "of four people whom it has not seen; chance is 0.25"
   frames = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), np.uint8)
-  ours, loaded = measuring(frames), Measuring.load(tmp_path / "run")(frames)
+  ours, loaded = measuring(frames, frames[0]), Measuring.load(tmp_path / "run")(frames, frames[0])
   for mine, theirs in zip(ours, loaded, strict=True):
     np.testing.assert_array_equal(mine, theirs)
   assert ours.emotion.shape == (5, len(EMOTIONS)) and ours.face.shape == (5, len(MEASURED))
   np.testing.assert_allclose(np.linalg.norm(ours.identity, axis=-1), 1, rtol=1e-5)
   # Whole numbers and shares of one are the same picture, and so is one of many.
-  np.testing.assert_allclose(measuring(frames[2:3] / np.float32(255)).face, ours.face[2:3], atol=1e-4)
+  np.testing.assert_allclose(
+    measuring(frames[2:3] / np.float32(255), frames[0] / np.float32(255)).face, ours.face[2:3], atol=1e-4
+  )
 
 
 def test_clips_without_truth_are_no_ground_to_learn_on(tmp_path):

@@ -1,0 +1,124 @@
+"""The model in the package: everything from nothing on the drawn world at 128 pixels, in pieces, on a CPU.
+
+dicetalk data build synthetic --out data/drawn --people 48 --test-people 12 --takes 1
+for stage in autoencoder audio-encoder image-encoder frame-interpolator; do
+  dicetalk train $stage --config configs/synthetic_128.py
+done
+dicetalk data encode data/drawn encoded/drawn --weights runs/drawn/frame_interpolator/weights
+dicetalk train embedder   --config configs/synthetic_128.py
+dicetalk train adaptation --config configs/synthetic_128.py
+dicetalk priors encoded/drawn --weights runs/drawn/adaptation/weights --out weights_drawn
+
+Under 3 GB of memory each. Time on two cores: docs/training.md.
+"""
+
+from dicetalk_jax.conversion.architectures import small_conditioning, small_unet
+from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.data.pictures import FrameBatchConfig, PortraitBatchConfig
+from dicetalk_jax.data.speech import SpeechBatchConfig
+from dicetalk_jax.evaluation.measuring import MeasuringConfig
+from dicetalk_jax.training import foundations_config as foundations
+from dicetalk_jax.training.config import (
+  AdaptationConfig,
+  EmbedderConfig,
+  EmbedderModelConfig,
+  LoopConfig,
+  OptimizerConfig,
+  SamplesConfig,
+)
+
+DATA, ENCODED, RUNS = "data/drawn", "encoded/drawn", "runs/drawn"
+# Of tokens, embeddings, Whisper's states and priors.
+WIDTH = 64
+
+
+def loop(steps):
+  return LoopConfig(steps=steps, log_every=50, validate_every=10**6, checkpoint_every=200)
+
+
+def optimizer(rate, warmup, decay=0.98):
+  return OptimizerConfig(learning_rate=rate, warmup_steps=warmup, schedule="cosine", ema_decay=decay)
+
+
+autoencoder = foundations.AutoencoderConfig(
+  out=f"{RUNS}/autoencoder",
+  data=(DATA,),
+  model=foundations.AutoencoderModelConfig((16, 32, 64, 64), layers_per_block=1, norm_num_groups=4),
+  # A quarter of a picture at a time: more pictures for the same arithmetic.
+  batches=FrameBatchConfig(batch=4, frames=2, crop=64, recolour=0.2),
+  optimizer=optimizer(3e-4, 20),
+  loop=loop(2000),
+  kl_weight=1e-4,
+)
+
+audio_encoder = foundations.AudioEncoderConfig(
+  out=f"{RUNS}/audio_encoder",
+  data=(DATA,),
+  weights=f"{RUNS}/autoencoder/weights",
+  model=foundations.AudioEncoderModelConfig(
+    d_model=WIDTH, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128
+  ),
+  batches=SpeechBatchConfig(batch=16, frames=64, chunks=1),
+  optimizer=optimizer(3e-3, 50),
+  loop=loop(700),
+)
+
+image_encoder = foundations.ImageEncoderConfig(
+  out=f"{RUNS}/image_encoder",
+  data=(DATA,),
+  weights=f"{RUNS}/audio_encoder/weights",
+  model=foundations.ImageEncoderModelConfig(
+    hidden_size=64,
+    intermediate_size=128,
+    projection_dim=WIDTH,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    patch_size=28,
+  ),
+  batches=PortraitBatchConfig(people=32, pictures=2),
+  optimizer=optimizer(1e-3, 50),
+  loop=loop(400),
+)
+
+frame_interpolator = foundations.FrameInterpolatorConfig(
+  out=f"{RUNS}/frame_interpolator",
+  data=(DATA,),
+  weights=f"{RUNS}/image_encoder/weights",
+  model=foundations.FrameInterpolatorModelConfig(features=24),
+  batches=FrameBatchConfig(batch=4, frames=3, recolour=0.2),
+  optimizer=optimizer(5e-4, 50),
+  loop=loop(800),
+)
+
+embedder = EmbedderConfig(
+  out=f"{RUNS}/embedder",
+  weights=f"{RUNS}/frame_interpolator/weights",
+  data=(ENCODED,),
+  model=EmbedderModelConfig(features=WIDTH, num_layers=2, num_fusion_layers=2, num_heads=4, mlp=256),
+  batches=EmbedderBatchConfig(groups=24, clips=3, frames=48),
+  optimizer=optimizer(1e-3, 50),
+  loop=loop(800),
+)
+
+_CONDITIONING = small_conditioning(32, 64, width=WIDTH, pose_features=(8, 16, 32, 32))
+
+adaptation = AdaptationConfig(
+  out=f"{RUNS}/adaptation",
+  weights=f"{RUNS}/embedder/weights",
+  networks={
+    "unet": small_unet((32, 64), width=WIDTH),
+    **_CONDITIONING,
+    "emotion_model": _CONDITIONING["emotion_model"] | {"prior_dim": WIDTH},
+  },
+  emotional=(ENCODED,),
+  size=128,
+  trainable=("all",),
+  batches=DiffusionBatchConfig(batch=4, frames=4, prior_frames=48, reference="person"),
+  optimizer=optimizer(2e-3, 50, 0.995),
+  loop=loop(6000),
+  samples=SamplesConfig(clips=2, steps=10, identity_scale=1.5, emotion_scale=2.0),
+  remat=False,
+)
+
+# What `dicetalk evaluate` measures with; it sees true frames alone.
+measuring = MeasuringConfig(out=f"{RUNS}/measuring", data=(DATA,))
