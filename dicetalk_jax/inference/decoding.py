@@ -29,12 +29,14 @@ def decode_frames(
   chunk: int = 10,
   progress: Callable[[int, int], None] | None = None,
   mesh: Mesh | None = None,
+  show: Callable[[int, np.ndarray], None] | None = None,
 ) -> np.ndarray:
   """The first `frames` of latents (N, h, w, c) -> (frames, 8h, 8w, 3) float32 in [0, 1].
 
   Chunks of `chunk` frames are decoded together: the decoder mixes their frames, so that the chunks are part of the
   result (released: 10). A chunk that would show padding alone is not decoded. mesh: where `params` lie; as many chunks
   as it has parts of a batch are decoded side by side, and all of its processes call with the same.
+  show(first, pictures) is given each chunk as it comes.
   """
   if mesh is None:
     latents, parts, place = jnp.asarray(latents), 1, lambda rows: rows
@@ -50,11 +52,15 @@ def decode_frames(
     decoded = to_host(_decode(vae, params, place(latents[starts[:, None] + np.arange(chunk)])))
     count = min(parts * chunk, last - first, frames - first)
     pictures.append(decoded.reshape(-1, *decoded.shape[2:])[:count])
+    if show:
+      show(first, pictures[-1])
     if progress:
       progress(first + count, frames)
   if frames > last:
     # One that is short is another program.
     pictures.append(to_host(_decode(vae, params, latents[None, last:]))[0, : frames - last])
+    if show:
+      show(last, pictures[-1])
     if progress:
       progress(frames, frames)
   return np.concatenate(pictures)

@@ -95,6 +95,7 @@ class DiceTalk:
     windows_at_once: int = 1,
     detector: FaceDetector | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    show: Callable[[int, np.ndarray], None] | None = None,
   ) -> Video:
     """A video of the person in `image` saying `audio` with `emotion`.
 
@@ -106,10 +107,11 @@ class DiceTalk:
     bank: attend to "all" codes of the emotion bank or to the "nearest". interpolate: 25 frames a second, else 12.5.
     noise (N, h/8, w/8, c) of unit variance replaces `seed`. dtype: for this and later calls. decode_chunk: frames the
     VAE decodes together. windows_at_once: windows side by side on a device, 0 for all; changes memory and speed only.
-    progress(stage, done, total) is called along the way.
+    progress(stage, done, total) is called along the way, while denoising after each group of windows; what it raises
+    ends the call. show(first, frames) is given frames (n, height, width, 3) as they are decoded, and the first's place.
     Raises InputError for what cannot be used, before anything slow has begun.
     """
-    plan = self._plan(steps, window, shift, overlap, windows_at_once)
+    plan = self.plan(steps, window, shift, overlap, windows_at_once)
     self._check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed)
     if dtype is not None and (dtype := _dtype(dtype)) != self.dtype:
       self.dtype, self._params = dtype, {}
@@ -142,7 +144,7 @@ class DiceTalk:
       )
       decoding = functools.partial(report, "decoding")
       pictures = decode_frames(
-        self._vae, self._load("vae", self.mesh), latents, frames, decode_chunk, decoding, self.mesh
+        self._vae, self._load("vae", self.mesh), latents, frames, decode_chunk, decoding, self.mesh, show
       )
       if interpolate:
         pictures = interpolate_frames(
@@ -219,7 +221,8 @@ class DiceTalk:
       self._params[network, mesh] = self.weights.load(network, dtype, sharding)
     return self._params[network, mesh]
 
-  def _plan(self, steps, window, shift, overlap, group) -> Plan:
+  def plan(self, steps=25, window=25, shift=7, overlap=0, group=1) -> Plan:
+    """How a video is denoised with these weights; InputError for numbers that cannot be used."""
     _whole("steps", steps, 1)
     _whole("window", window, 1)
     _whole("shift", shift, 0)
