@@ -6,6 +6,7 @@ from typing import Annotated, Union
 import tyro
 from rich.text import Text
 
+from dicetalk_jax.cli.app import App
 from dicetalk_jax.cli.data import Data
 from dicetalk_jax.cli.generate import Generate
 from dicetalk_jax.cli.plan import Plan
@@ -26,6 +27,7 @@ _VERBS = {
   "plan": Plan,
   "priors": Priors,
   "info": Info,
+  "app": App,
 }
 
 

@@ -1,0 +1,67 @@
+"""A drawn person and a drawn sentence, as files of the kind that visitors give."""
+
+import pathlib
+import re
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from dicetalk_jax.app.uploads import Upload
+from dicetalk_jax.data.world.identity import draw_identity
+from dicetalk_jax.data.world.parameters import PARAMETERS
+from dicetalk_jax.data.world.renderer import face_box, render
+from dicetalk_jax.data.world.sentences import sentences
+from dicetalk_jax.data.world.speakers import draw_voice
+from dicetalk_jax.data.world.voice import speak
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.media.audio import RATE
+
+PICTURE_SIDE = 512
+_LONGEST_TEXT = 600
+_LARGEST_SEED = 2**31 - 1
+_REST = np.zeros((1, len(PARAMETERS)), np.float32)
+
+
+def draw_portrait(seed: int, folder: pathlib.Path) -> pathlib.Path:
+  """Writes person_<seed>.png; returns its path. InputError for no such seed."""
+  seed = _checked(seed)
+  path = folder / f"person_{seed}.png"
+  Image.fromarray(render(draw_identity(seed), _REST, PICTURE_SIDE)[0]).save(path)
+  return path
+
+
+def known_face(upload: Upload) -> tuple[int, int, int, int] | None:
+  """Where the face is (x, y, w, h) in a picture that `draw_portrait` made; None for any other."""
+  named = re.fullmatch(r"person_(\d{1,10})\.png", upload.name)
+  if not named or int(named[1]) > _LARGEST_SEED:
+    return None
+  person = draw_identity(int(named[1]))
+  with Image.open(upload.path) as image:
+    if image.size != (PICTURE_SIDE, PICTURE_SIDE):
+      return None
+    drawn = np.array_equal(np.asarray(image), render(person, _REST, PICTURE_SIDE)[0])
+  return face_box(person, _REST, PICTURE_SIDE) if drawn else None
+
+
+def draw_speech(text: str, seed: int, folder: pathlib.Path) -> pathlib.Path:
+  """Writes voice_<seed>.wav, 16 kHz, of the person of that seed saying `text`; InputError for nothing to say."""
+  text = (text or "").strip()
+  if len(text) > _LONGEST_TEXT:
+    raise InputError(f"the sentence has {len(text)} letters; give up to {_LONGEST_TEXT}")
+  sound = speak(text, draw_voice(_checked(seed))).audio
+  path = folder / f"voice_{int(seed)}.wav"
+  soundfile.write(path, sound, RATE, subtype="PCM_16")
+  return path
+
+
+def some_sentence(seed: int) -> str:
+  """A sentence of the drawn world."""
+  known = sentences("test")
+  return known[_checked(seed) % len(known)]
+
+
+def _checked(seed) -> int:
+  if seed is None or seed != int(seed) or not 0 <= seed <= _LARGEST_SEED:
+    raise InputError(f"a person's number is whole, from 0 to {_LARGEST_SEED}")
+  return int(seed)

@@ -1,0 +1,206 @@
+"""A visitor's portrait, speech and clip, read by the command line's readers within the server's limits."""
+
+import base64
+import dataclasses
+import io
+import math
+import warnings
+
+import av
+import numpy as np
+import soundfile
+from PIL import Image
+
+from dicetalk_jax.app.limits import MEGA, Limits
+from dicetalk_jax.app.uploads import Upload
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.inference.priors import SUFFIXES as PRIORS
+from dicetalk_jax.inference.priors import read_prior
+from dicetalk_jax.inference.recordings import is_recording
+from dicetalk_jax.media.audio import RATE, is_silent, read_audio
+from dicetalk_jax.media.expression import SUFFIXES as COEFFICIENTS
+from dicetalk_jax.media.face import FaceDetector, HaarDetector
+from dicetalk_jax.media.files import decoded, existing_file
+from dicetalk_jax.media.image import read_image, resize
+
+# Of the picture that the page draws boxes on.
+_PREVIEW_SIDE = 640
+# Bars of the waveform.
+PEAKS = 240
+
+
+@dataclasses.dataclass(frozen=True)
+class PortraitFound:
+  """A portrait as the page shows it: pixels as displayed, faces (x, y, w, h) largest first, a small JPEG."""
+
+  width: int
+  height: int
+  faces: list[tuple[int, int, int, int]]
+  preview: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechFound:
+  """A sound as the page shows it: seconds, peaks (PEAKS,) in [0, 1], and whether there is anything to hear."""
+
+  seconds: float
+  peaks: list[float]
+  silent: bool
+
+
+def read_portrait(upload: Upload, limits: Limits, detector: FaceDetector | None = None) -> PortraitFound:
+  """Reads a portrait and finds its faces; without one `faces` is empty. Raises InputError where it cannot be used."""
+  pixels = _told(upload, lambda: _pixels(upload, limits))
+  height, width = pixels.shape[:2]
+  faces = sorted((detector or HaarDetector())(pixels), key=lambda face: -face.area)
+  return PortraitFound(width, height, [face.box for face in faces], _preview(pixels))
+
+
+def check_portrait(upload: Upload, limits: Limits):
+  """Raises InputError for a file of too many bytes or pixels, before anything large is decoded."""
+  _told(upload, lambda: _check_pixels(upload, limits))
+
+
+def read_speech(upload: Upload, limits: Limits) -> SpeechFound:
+  """Reads a sound; InputError where it cannot be used or is too long."""
+  check_speech(upload, limits)
+  sound = _told(upload, lambda: read_audio(upload.path))
+  seconds = len(sound) / RATE
+  _check_seconds(upload, seconds, limits)
+  return SpeechFound(seconds, _peaks(sound), is_silent(sound))
+
+
+def check_speech(upload: Upload, limits: Limits):
+  """Raises InputError for a file of too many bytes or seconds, before all of it is decoded."""
+  _told(upload, lambda: _check_length(upload, limits))
+
+
+def check_clip(upload: Upload, limits: Limits, prior_size: int, embeds: bool):
+  """Raises InputError for what no emotion can be taken from; embeds: whether the weights have an embedder for clips.
+
+  Priors are read, clips only measured.
+  """
+
+  def check():
+    existing_file(upload.path, "clip")
+    _check_bytes(upload, limits)
+    if not is_recording(upload.path, prior_size):
+      if upload.path.suffix.lower() not in PRIORS:
+        raise InputError(f"{upload.name} is no clip: give a video, a sound, expression coefficients or a prior file")
+      read_prior(upload.path, prior_size)
+    elif not embeds:
+      raise InputError("taking an emotion from a clip needs weights with an emotion embedder; these have none")
+    elif upload.path.suffix.lower() not in (*COEFFICIENTS, *PRIORS):
+      _check_length(upload, limits)
+
+  _told(upload, check)
+
+
+def jpeg_url(pixels: np.ndarray, quality=85) -> str:
+  """uint8 (h, w, 3) -> a data URL."""
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+  return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def said(error: Exception, upload: Upload) -> str:
+  """What an error says, with the visitor's name of the file for the server's path of it, as a sentence."""
+  text = str(error).replace(str(upload.path), upload.name)
+  return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+
+
+def _told(upload, read):
+  try:
+    return read()
+  except InputError as error:
+    raise InputError(said(error, upload)) from error
+
+
+def _check_bytes(upload, limits):
+  size = upload.path.stat().st_size
+  if size > limits.upload_bytes:
+    raise InputError(
+      f"{upload.name} has {size / MEGA:.1f} MB; this server takes up to {limits.max_upload_mb:g} MB (--max-upload-mb)"
+    )
+
+
+def _check_pixels(upload, limits):
+  existing_file(upload.path, "portrait")
+  _check_bytes(upload, limits)
+  try:
+    with warnings.catch_warnings():
+      # Its size is what is asked here.
+      warnings.simplefilter("ignore")
+      with Image.open(upload.path) as image:
+        width, height = image.size
+  except Image.DecompressionBombError:
+    width, height = math.inf, 1
+  except Exception:
+    return  # told by the reader, better
+  if width * height > limits.max_pixels * MEGA:
+    found = f"{width}x{height}, {width * height / MEGA:.0f} million pixels" if width < math.inf else "too many pixels"
+    raise InputError(
+      f"{upload.name} is {found}; this server takes up to {limits.max_pixels:g} million (--max-pixels); make it smaller"
+    )
+
+
+def _pixels(upload, limits):
+  _check_pixels(upload, limits)
+  return read_image(upload.path)
+
+
+def _preview(pixels):
+  height, width = pixels.shape[:2]
+  scale = min(1.0, _PREVIEW_SIDE / max(height, width))
+  if scale < 1:
+    pixels = resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))))
+  return jpeg_url(pixels)
+
+
+def _check_seconds(upload, seconds, limits):
+  if seconds > limits.max_seconds:
+    raise InputError(
+      f"{upload.name} lasts {_minutes(seconds)}; this server takes up to {_minutes(limits.max_seconds)} "
+      "(--max-seconds); cut it shorter"
+    )
+
+
+def _check_length(upload, limits):
+  existing_file(upload.path, "audio")
+  _check_bytes(upload, limits)
+  try:
+    # What libsndfile reads, it reads whole: its header says how much that is.
+    info = soundfile.info(upload.path)
+  except soundfile.LibsndfileError:
+    _check_seconds(upload, _seconds_up_to(upload, limits.max_seconds), limits)
+  else:
+    _check_seconds(upload, info.frames / info.samplerate, limits)
+
+
+def _seconds_up_to(upload, most) -> float:
+  """How long a sound lasts, counted while it is decoded, and no further than `most` seconds and a bit."""
+  seconds = 0.0
+  try:
+    with av.open(str(upload.path), metadata_errors="ignore") as container:
+      if container.streams.audio:
+        for frame in decoded(container, container.streams.audio[0]):
+          seconds += frame.samples / frame.sample_rate
+          if seconds > most:
+            declared = float(container.duration or 0) / av.time_base
+            return max(declared, seconds)
+  except (av.FFmpegError, OSError, ValueError):
+    return 0.0  # told by the reader, better
+  return seconds
+
+
+def _peaks(sound) -> list[float]:
+  bars = np.array_split(np.abs(sound), PEAKS)
+  peaks = np.array([bar.max(initial=0) for bar in bars])
+  return [round(float(peak), 3) for peak in peaks / max(peaks.max(), 1e-3)]
+
+
+def _minutes(seconds) -> str:
+  if seconds < 60:
+    return f"{seconds:.3g} s"
+  whole = round(seconds)
+  return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"

@@ -1,0 +1,373 @@
+"""The page: what is where, and which handler answers to what."""
+
+import contextlib
+import dataclasses
+
+import gradio as gr
+
+from dicetalk_jax.app import emotions, views
+from dicetalk_jax.app.api import add_endpoints
+from dicetalk_jax.app.components import clip, emotion_plot, face_editor, portrait, sound
+from dicetalk_jax.app.drawn import some_sentence
+from dicetalk_jax.app.handlers import FieldError, Form, Handlers, visitor_of
+from dicetalk_jax.config import GenerationConfig
+from dicetalk_jax.errors import InputError
+
+_DEFAULTS = GenerationConfig()
+_FIELDS = ("portrait", "speech", "emotion", "settings", "queue")
+# Settings that a tab keeps over a reload.
+_KEPT = (
+  *("mode", "label", "strength", "identity_scale", "apart", "audio_scale", "emotion_scale"),
+  *("size", "steps", "seed", "interpolate", "crop"),
+)
+_LOST = (
+  "The server was restarted, and the video that it was making is lost. Your settings are kept: give portrait and "
+  "speech again, and generate."
+)
+
+
+def build(handlers: Handlers, defaults: GenerationConfig = _DEFAULTS) -> gr.Blocks:
+  """The page over its handlers. defaults: what its settings show at first."""
+  with gr.Blocks(title="dicetalk") as page:
+    fields = _layout(handlers, defaults)
+    _connect(page, handlers, fields)
+    add_endpoints(handlers)
+  # Handlers only check, draw and wait; what the device does has a queue of its own.
+  page.queue(default_concurrency_limit=32)
+  return page
+
+
+class _Fields:
+  """The page's components by name; `form` are the names in the order in which handlers get them."""
+
+  def __init__(self):
+    self.messages: dict[str, gr.HTML] = {}
+    self.mix: list[gr.Slider] = []
+
+  def inputs(self) -> list:
+    # The mix's sliders are several, and come last.
+    return [*(getattr(self, name) for name in self.names()), *self.mix]
+
+  @staticmethod
+  def names() -> list[str]:
+    return [field.name for field in dataclasses.fields(Form) if field.name != "mix"]
+
+  def form(self, values) -> Form:
+    names = self.names()
+    return Form(**dict(zip(names, values, strict=False)), mix=tuple(values[len(names) :]))
+
+
+def _layout(handlers, defaults) -> _Fields:
+  f = _Fields()
+  gr.HTML('<header class="dt-head"><h1>dicetalk</h1><p>A portrait, a voice and an emotion make a video.</p></header>')
+  f.memory = gr.JSON(visible="hidden")
+  f.generation = gr.Textbox(visible="hidden", elem_id="generation")
+  with gr.Row(elem_classes="dt-columns"):
+    with gr.Column(min_width=320, elem_classes="dt-column"):
+      _portrait(f, handlers)
+      _speech(f, handlers)
+    with gr.Column(min_width=320, elem_classes="dt-column"):
+      _emotion(f, handlers)
+      _settings(f, handlers, defaults)
+    with gr.Column(min_width=320, elem_classes="dt-column"):
+      _video(f)
+  f.beside = gr.HTML(elem_id="beside")
+  f.forget = gr.Button("Remove all my videos", size="sm", variant="secondary", visible=False, elem_classes="dt-forget")
+  return f
+
+
+def _portrait(f, handlers):
+  _title("Portrait")
+  f.portrait = portrait(
+    sources=["upload", "webcam", "clipboard"],
+    label="Portrait",
+    show_label=False,
+    height=250,
+    buttons=[],
+    elem_id="portrait",
+    placeholder="Drop a portrait, or click to choose",
+  )
+  f.face = face_editor()
+  f.messages["portrait"] = gr.HTML(elem_classes="dt-field-message", elem_id="portrait-message")
+  with gr.Row(elem_classes="dt-line"):
+    f.another = gr.Button("Another portrait", size="sm", visible=False, elem_id="another")
+    f.person = gr.Number(7, label="Drawn person", precision=0, minimum=0, min_width=90, elem_id="person")
+    f.draw = gr.Button("Draw", size="sm", min_width=90, elem_id="draw")
+
+
+def _speech(f, handlers):
+  _title("Speech")
+  f.speech = sound(
+    sources=["upload", "microphone"],
+    type="filepath",
+    label="Speech",
+    show_label=False,
+    buttons=["download"],
+    elem_id="speech",
+  )
+  f.messages["speech"] = gr.HTML(elem_classes="dt-field-message", elem_id="speech-message")
+  with gr.Row(elem_classes="dt-line"):
+    f.sentence = gr.Textbox(
+      some_sentence(0), label="Drawn sentence", lines=2, min_width=180, scale=3, elem_id="sentence"
+    )
+    f.say = gr.Button("Say it", size="sm", min_width=90, elem_id="say")
+
+
+def _emotion(f, handlers):
+  _title("Emotion")
+  first = "happy" if "happy" in handlers.labels else (handlers.labels or [None])[0]
+  f.mode = gr.Radio(list(emotions.MODES), value=emotions.LABEL, show_label=False, label="Emotion by", elem_id="mode")
+  with gr.Group(elem_id="by-label") as f.by_label:
+    f.label = gr.Radio(handlers.labels, value=first, label="Label", elem_id="label")
+    f.strength = gr.Slider(0, 2, 1, step=0.05, label="Strength", elem_id="strength")
+  with gr.Group(visible=False, elem_id="by-mix") as f.by_mix, gr.Row(elem_classes="dt-sliders"):
+    f.mix = [
+      gr.Slider(0, 1, {first: 0.6, "surprised": 0.4}.get(label, 0), step=0.05, label=label, min_width=140)
+      for label in handlers.labels
+    ]
+  with gr.Group(visible=False, elem_id="by-clip") as f.by_clip:
+    f.clip = clip(label="A clip whose emotion to take: video, sound, coefficients or a prior", height=120)
+  f.timeline = emotion_plot(handlers.plot(Form(label=first), handlers.choice(Form(label=first)) if first else None))
+  f.text = gr.HTML(elem_id="emotion-text")
+  f.messages["emotion"] = gr.HTML(elem_classes="dt-field-message", elem_id="emotion-message")
+
+
+def _settings(f, handlers, defaults):
+  limits = handlers.limits
+  with gr.Accordion("Settings", open=False, elem_id="settings"):
+    f.identity_scale = gr.Slider(
+      0, 10, defaults.identity_scale, step=0.1, label="Identity strength", elem_id="identity-scale"
+    )
+    f.emotion_scale = gr.Slider(0, 12, defaults.emotion_scale, step=0.1, label="Emotion strength")
+    f.apart = gr.Checkbox(
+      defaults.audio_scale is not None, label="Speech has a strength of its own (a third more work)"
+    )
+    f.audio_scale = gr.Slider(
+      0, 12, defaults.audio_scale or 6.0, step=0.1, label="Speech strength", visible=defaults.audio_scale is not None
+    )
+    with gr.Row(elem_classes="dt-line"):
+      sizes = sorted({64, 128, 256, 384, 512, 768, 1024, int(defaults.size)} & {*range(limits.max_size + 1)})
+      f.size = gr.Dropdown(sizes, value=int(defaults.size), label="Size", min_width=90, elem_id="size")
+      f.steps = gr.Number(
+        defaults.steps, label="Steps", precision=0, minimum=1, maximum=limits.max_steps, min_width=90, elem_id="steps"
+      )
+      f.seed = gr.Number(defaults.seed, label="Seed", precision=0, minimum=0, min_width=90, elem_id="seed")
+    f.interpolate = gr.Checkbox(defaults.interpolate, label="25 frames a second instead of 12.5", elem_id="interpolate")
+    f.crop = gr.Checkbox(defaults.crop, label="Crop the portrait around the face", elem_id="crop")
+  f.messages["settings"] = gr.HTML(elem_classes="dt-field-message", elem_id="settings-message")
+
+
+def _video(f):
+  _title("Video")
+  f.expected = gr.HTML(views.expected(None, False, ""), elem_id="expected")
+  with gr.Row(elem_classes="dt-line"):
+    f.generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
+    f.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel", min_width=120)
+  f.messages["queue"] = gr.HTML(elem_classes="dt-field-message", elem_id="queue-message")
+  f.progress = gr.HTML(elem_id="progress")
+  f.newest = gr.HTML(elem_id="newest")
+
+
+def _title(text):
+  gr.HTML(f'<h2 class="dt-title">{text}</h2>')
+
+
+def _connect(page, handlers: Handlers, f: _Fields):
+  messages = [f.messages[name] for name in _FIELDS]
+  quiet = dict(show_progress="hidden", api_visibility="private")
+
+  def on(trigger, function, inputs=None, outputs=None, **options):
+    return trigger(function, inputs, outputs, **{**quiet, **options})
+
+  def look_at_portrait(upload, request: gr.Request):
+    handlers.uploads.hold((request.session_hash, "portrait"), *([upload] if upload else []))
+    try:
+      face = handlers.face(upload)
+    except FieldError as error:
+      return gr.update(visible=True), {}, views.message(str(error)), gr.update(visible=False)
+    without = bool(face) and not face["box"]
+    text = "No face was found: draw a box around the face, or give another portrait" if without else ""
+    return gr.update(visible=not face), face, views.message(text), gr.update(visible=bool(face))
+
+  on(f.portrait.change, look_at_portrait, f.portrait, [f.portrait, f.face, f.messages["portrait"], f.another])
+  on(
+    f.another.click,
+    lambda: (gr.update(value=None, visible=True), {}, "", gr.update(visible=False)),
+    None,
+    [f.portrait, f.face, f.messages["portrait"], f.another],
+  )
+
+  def draw_person(seed):
+    try:
+      return handlers.draw_person(seed), ""
+    except FieldError as error:
+      return gr.skip(), views.message(str(error))
+
+  on(f.draw.click, draw_person, f.person, [f.portrait, f.messages["portrait"]])
+
+  def listen(upload, request: gr.Request):
+    handlers.uploads.hold((request.session_hash, "speech"), *([upload] if upload else []))
+    text, kind = "", "error"
+    try:
+      speech = handlers.speech(upload) if upload else None
+      if speech and speech.silent:
+        text, kind = "This sound is silent: the mouth will have nothing to follow", "note"
+      elif speech:
+        text, kind = f"{speech.seconds:.2f} s of speech", "note"
+    except FieldError as error:
+      text = str(error)
+    return views.message(text, kind)
+
+  heard = on(f.speech.change, listen, f.speech, f.messages["speech"])
+
+  def say(text, seed):
+    try:
+      return handlers.say(text, seed), ""
+    except FieldError as error:
+      return gr.skip(), views.message(str(error))
+
+  on(f.say.click, say, [f.sentence, f.person], [f.speech, f.messages["speech"]])
+  on(f.sentence.submit, say, [f.sentence, f.person], [f.speech, f.messages["speech"]])
+
+  def feel(*values):
+    """The emotion's words, message and plot."""
+    form, choice, text = f.form(values), None, ""
+    if form.mode == emotions.TIMELINE:
+      form = dataclasses.replace(form, timeline=handlers.plot(form, None))
+    try:
+      choice = handlers.choice(form)
+    except FieldError as error:
+      # That a clip is still missing is no mistake yet.
+      text = "" if form.mode == emotions.CLIP and form.clip is None else str(error)
+    words = choice.text if choice else ""
+    return handlers.plot(form, choice), views.emotion_text(words), views.message(text)
+
+  felt = [f.timeline, f.text, f.messages["emotion"]]
+  on(heard.then, feel, f.inputs(), felt)
+  on(
+    f.mode.change,
+    lambda mode: [gr.update(visible=mode == name) for name in (emotions.LABEL, emotions.MIX, emotions.CLIP)],
+    f.mode,
+    [f.by_label, f.by_mix, f.by_clip],
+  )
+  for trigger in (f.mode.change, f.label.change, f.strength.change, *(slider.change for slider in f.mix)):
+    on(trigger, feel, f.inputs(), felt, trigger_mode="always_last")
+  on(f.timeline.edited, lambda *values: feel(*values)[1:], f.inputs(), felt[1:], trigger_mode="always_last")
+
+  def take_clip(upload, request: gr.Request):
+    handlers.uploads.hold((request.session_hash, "clip"), *([upload] if upload else []))
+
+  on(on(f.clip.change, take_clip, f.clip).then, feel, f.inputs(), felt)
+  on(f.apart.change, lambda apart: gr.update(visible=apart), f.apart, f.audio_scale)
+
+  def expect(*values):
+    return handlers.expected(f.form(values))
+
+  for trigger in (f.face.edited, f.apart.change, f.size.change, f.steps.change, f.interpolate.change, f.crop.change):
+    on(trigger, expect, f.inputs(), f.expected, trigger_mode="always_last")
+  for trigger in (f.portrait.change, f.speech.change):
+    on(trigger, expect, f.inputs(), f.expected, trigger_mode="always_last")
+
+  shown = [f.progress, f.generation, f.generate, f.cancel, f.newest, f.beside, f.forget]
+
+  def results(visitor):
+    made = handlers.results.of(visitor)
+    return views.newest(made), views.beside(made), gr.update(visible=bool(made))
+
+  def watched(visitor, generation):
+    """Outputs `shown` while a generation goes on, and after it."""
+    busy = gr.update(interactive=False), gr.update(visible=True)
+    for progress in handlers.watch(generation):
+      if not generation.over:
+        yield (progress, generation.id, *busy, gr.skip(), gr.skip(), gr.skip())
+    after = results(visitor) if generation.result else (gr.skip(),) * 3
+    yield (progress, "", gr.update(interactive=True), gr.update(visible=False), *after)
+
+  def generate(memory, *values):
+    # What is said of the inputs holds.
+    clear = [gr.skip() if name in ("portrait", "speech") else "" for name in _FIELDS]
+    try:
+      visitor = visitor_of(memory)
+      generation = handlers.submit(visitor, f.form(values))
+    except InputError as error:
+      field = getattr(error, "field", "queue")
+      told = [views.message(str(error)) if name == field else "" for name in _FIELDS]
+      yield (*told, *(gr.skip() for _ in shown))
+      return
+    for outputs in watched(visitor, generation):
+      yield (*clear, *outputs)
+
+  on(
+    f.generate.click,
+    generate,
+    [f.memory, *f.inputs()],
+    [*messages, *shown],
+    concurrency_limit=None,
+    js=_with_memory(len(f.inputs())),
+  )
+
+  def cancel(memory, generation):
+    with contextlib.suppress(InputError):
+      found = handlers.generations.get(visitor_of(memory), generation)
+      if found:
+        handlers.generations.cancel(found)
+
+  on(f.cancel.click, cancel, [f.memory, f.generation], concurrency_limit=None, js=_with_memory(1))
+  on(f.generation.change, None, f.generation, js="(id) => window.dicetalk.remember(id)")
+
+  kept = [getattr(f, name) for name in _KEPT]
+  for field in kept:
+    on(
+      field.change,
+      None,
+      kept,
+      js="(...settings) => window.dicetalk.rememberSettings(settings)",
+    )
+
+  def resume(memory):
+    """What a page that is loaded again shows: the visitor's results, and the generation that still runs."""
+    try:
+      visitor = visitor_of(memory)
+    except InputError as error:
+      yield (views.message(str(error)), *(gr.skip() for _ in shown))
+      return
+    generation = memory.get("generation")
+    found = handlers.generations.get(visitor, generation) if generation else None
+    if found is None:
+      text = views.message(_LOST) if generation else ""
+      yield (text, "", "", gr.skip(), gr.skip(), *results(visitor))
+      return
+    made = results(visitor)
+    for i, outputs in enumerate(watched(visitor, found)):
+      yield ("", *outputs) if i or found.over else ("", *outputs[:4], *made)
+
+  on(page.load, resume, f.memory, [f.messages["queue"], *shown], concurrency_limit=None, js=_with_memory(0))
+
+  def restore(memory):
+    settings = memory.get("settings") if isinstance(memory, dict) else None
+    if not isinstance(settings, list) or len(settings) != len(kept):
+      return [gr.skip() for _ in kept]
+    return [gr.update(value=value) for value in settings]
+
+  on(page.load, restore, f.memory, kept, js=_with_memory(0))
+
+  def forget(memory):
+    with contextlib.suppress(InputError):
+      handlers.results.remove(visitor_of(memory))
+    return "", "", gr.update(visible=False)
+
+  on(f.forget.click, forget, f.memory, [f.newest, f.beside, f.forget], js=_with_memory(0))
+  page.unload(_release(handlers))
+
+
+def _release(handlers):
+  def release(request: gr.Request):
+    handlers.uploads.release(request.session_hash)
+
+  return release
+
+
+def _with_memory(others: int) -> str:
+  """The script of an event whose first input is what the browser remembers."""
+  names = ", ".join(f"v{i}" for i in range(others))
+  return f"(_{', ' + names if names else ''}) => [window.dicetalk.memory(){', ' + names if names else ''}]"

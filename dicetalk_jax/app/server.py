@@ -1,0 +1,156 @@
+"""The page's server: loopback unless asked otherwise, its files in a folder of its own, all gone when it ends."""
+
+import contextlib
+import ipaddress
+import os
+import pathlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+
+from dicetalk_jax.app.limits import Limits
+from dicetalk_jax.config import GenerationConfig
+from dicetalk_jax.errors import InputError, MissingDependencyError
+from dicetalk_jax.inference.pipeline import DiceTalk
+
+_SWEEP_SECONDS = 60.0
+_RESULT_SECONDS = 24 * 3600.0
+
+
+def check_address(host: str, port: int, auth: str | None) -> tuple[str, str] | None:
+  """The user and password of `auth`; InputError where it is no pair, or missing for a host that others can reach."""
+  if not 0 < port < 65536:
+    raise InputError(f"port {port} cannot be used: it must be from 1 to 65535")
+  if auth is None:
+    if not _is_loopback(host):
+      raise InputError(
+        f"host {host} lets others reach this page: give a name and password that they must know, --auth USER:PASSWORD"
+      )
+    return None
+  user, colon, password = auth.partition(":")
+  if not (user and colon and password):
+    raise InputError("--auth is a name and a password with a colon between, USER:PASSWORD")
+  return user, password
+
+
+def serve(
+  talker: DiceTalk,
+  host: str = "127.0.0.1",
+  port: int = 7860,
+  auth: str | None = None,
+  limits: Limits | None = None,
+  results: pathlib.Path | None = None,
+  defaults: GenerationConfig | None = None,
+  weights: pathlib.Path | str | None = None,
+  say: Callable[[str], None] = print,
+):
+  """Serves the page until it is interrupted.
+
+  results: a folder that keeps the videos when the server ends; without it they go. weights: what command lines name.
+  say(address) is called when the page can be opened. Raises InputError for an address that cannot be used, and
+  MissingDependencyError without Gradio.
+  """
+  pair, limits = check_address(host, port, auth), limits or Limits()
+  # Before Gradio is imported: nothing is sent home, and uploads lie where they are removed.
+  os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+  with tempfile.TemporaryDirectory(prefix=f"dicetalk-app-{os.getpid()}-") as place, contextlib.ExitStack() as stack:
+    remove_abandoned(pathlib.Path(place).parent)
+    uploads_folder = pathlib.Path(place) / "uploads"
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads_folder.resolve())
+    try:
+      import gradio as gr
+
+      from dicetalk_jax.app.components import asset
+      from dicetalk_jax.app.estimate import Estimator
+      from dicetalk_jax.app.generations import Generations
+      from dicetalk_jax.app.handlers import Handlers
+      from dicetalk_jax.app.page import build
+      from dicetalk_jax.app.results import Results
+      from dicetalk_jax.app.uploads import Uploads
+    except ImportError as error:
+      if (error.name or "").partition(".")[0] not in ("gradio", "gradio_client"):
+        raise
+      raise MissingDependencyError(
+        "the page needs Gradio: install it with `pip install 'dicetalk-jax[app]'`"
+      ) from error
+    uploads = Uploads(uploads_folder)
+    kept = Results(pathlib.Path(results) if results else pathlib.Path(place) / "results")
+    estimator = Estimator(talker)
+    generations = Generations(
+      talker, kept, uploads, estimator, limits.max_waiting, lambda request: request.command(weights)
+    )
+    stack.callback(generations.close)
+    page = build(Handlers(talker, limits, uploads, kept, generations, estimator), defaults or GenerationConfig())
+    try:
+      _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        auth=pair,
+        auth_message="dicetalk",
+        max_file_size=limits.upload_bytes,
+        allowed_paths=[str(kept.folder)],
+        max_threads=100,
+        prevent_thread_lock=True,
+        share=False,
+        ssr_mode=False,
+        quiet=True,
+        enable_monitoring=False,
+        footer_links=["api", "settings"],
+        theme=_theme(gr),
+        css=asset("page.css"),
+        head=f"<script>{asset('page.js')}</script>",
+      )
+    except OSError as error:
+      raise InputError(
+        f"{host}:{port} cannot be used: it is taken, or no address of this machine; try --port"
+      ) from error
+    stack.callback(page.close, verbose=False)
+    ended = threading.Event()
+    stack.callback(ended.set)
+    threading.Thread(target=_sweep, args=(ended, uploads, kept), daemon=True).start()
+    say(address)
+    while True:
+      time.sleep(3600)
+
+
+def remove_abandoned(folder: pathlib.Path):
+  """Removes what servers that were killed have left in a folder of temporary files."""
+  for left in folder.glob("dicetalk-app-*"):
+    process = left.name.split("-")[2]
+    if process.isdigit() and left.is_dir() and not left.is_symlink() and not _is_running(int(process)):
+      shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:
+    return True
+  return True
+
+
+def _is_loopback(host: str) -> bool:
+  if host == "localhost":
+    return True
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return False
+
+
+def _sweep(ended, uploads, results):
+  while not ended.wait(_SWEEP_SECONDS):
+    uploads.sweep()
+    results.sweep(_RESULT_SECONDS)
+
+
+def _theme(gr):
+  # Fonts of the visitor's own system: nothing is fetched from elsewhere.
+  sans, mono = ("system-ui", "-apple-system", "Segoe UI", "sans-serif"), ("ui-monospace", "Menlo", "monospace")
+  return gr.themes.Base(
+    primary_hue=gr.themes.colors.indigo, neutral_hue=gr.themes.colors.slate, font=sans, font_mono=mono
+  )
