@@ -8,6 +8,7 @@ from rich.text import Text
 
 from dicetalk_jax.cli.app import App
 from dicetalk_jax.cli.data import Data
+from dicetalk_jax.cli.evaluate import Evaluate
 from dicetalk_jax.cli.generate import Generate
 from dicetalk_jax.cli.plan import Plan
 from dicetalk_jax.cli.priors import Priors
@@ -26,6 +27,7 @@ _VERBS = {
   "train": Train,
   "plan": Plan,
   "priors": Priors,
+  "evaluate": Evaluate,
   "info": Info,
   "app": App,
 }

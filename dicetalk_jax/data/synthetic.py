@@ -19,6 +19,11 @@ _LARGEST = 1024
 _PEOPLE_PER_SEED, _FIRST_TEST = 1_000_000, 500_000
 
 
+def test_person(seed: int, i: int) -> int:
+  """The i-th person of the test split of a seed."""
+  return seed * _PEOPLE_PER_SEED + _FIRST_TEST + i
+
+
 @dataclasses.dataclass(frozen=True)
 class Scene:
   """One clip to draw: who says what, how."""
@@ -72,7 +77,7 @@ class SyntheticLayout:
       raise InputError(f"seed {self.seed} is not from 0 to 999")
     first = self.seed * _PEOPLE_PER_SEED
     train = range(first, first + self.people)
-    test = range(first + _FIRST_TEST, first + _FIRST_TEST + self.test_people)
+    test = [test_person(self.seed, i) for i in range(self.test_people)]
     return Listing(
       [
         Job(scene.clip, split, scene)

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,15 @@ _FILE = "measuring.safetensors"
 
 
 class Measures(NamedTuple):
-  """Of n frames: emotion (n, 8) logits in EMOTIONS' order, identity (n, d) of length 1, face (n, len(MEASURED))."""
+  """Of n frames: emotion (n, 8) logits in EMOTIONS' order, identity (n, d) of length 1, face (n, len(MEASURED)).
+
+  features (n, f): what the last layers make these of, for distances between many pictures and many others.
+  """
 
   emotion: jax.Array
   identity: jax.Array
   face: jax.Array
+  features: jax.Array
 
 
 class MeasuringNetwork(nn.Module):
@@ -59,9 +64,14 @@ class MeasuringNetwork(nn.Module):
     x = self._seen(jnp.concatenate([frames, portraits], axis=-1), self.channels, "expression")
     n, h, w, _ = frames.shape
     small = frames.reshape(n, h // 2, 2, w // 2, 2, 3).mean((2, 4))
-    identity = self._head(self._seen(small, self.channels[:-1], "person"), self.identity_features, "identity")
+    of_face, of_emotion, of_person = (
+      nn.silu(nn.Dense(self.features, name=f"{name}_in")(seen))
+      for name, seen in (("face", x), ("emotion", x), ("identity", self._seen(small, self.channels[:-1], "person")))
+    )
+    identity = nn.Dense(self.identity_features, name="identity")(of_person)
     identity /= jnp.sqrt(jnp.maximum(jnp.square(identity).sum(-1, keepdims=True), 1e-12))
-    return Measures(self._head(x, len(EMOTIONS), "emotion"), identity, self._head(x, len(MEASURED), "face"))
+    emotion, face = nn.Dense(len(EMOTIONS), name="emotion")(of_emotion), nn.Dense(len(MEASURED), name="face")(of_face)
+    return Measures(emotion, identity, face, jnp.concatenate([of_face, of_person], axis=-1))
 
   def _seen(self, pictures, widths, name):
     x = 2 * pictures - 1
@@ -71,9 +81,6 @@ class MeasuringNetwork(nn.Module):
       x = x + nn.silu(nn.Conv(channels, (3, 3), name=f"{name}_conv_{i}")(x))
     # Where things are matters: no pooling.
     return x.reshape(len(x), -1)
-
-  def _head(self, x, features, name):
-    return nn.Dense(features, name=name)(nn.silu(nn.Dense(self.features, name=f"{name}_in")(x)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +228,7 @@ def train_measuring(
       progress=progress,
       warn=warn,
     )
-  measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std)
+  measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std, source.size)
   if outcome.status == Status.FINISHED:
     measuring.save(folder / _FILE)
     if validated and (checked := held_out(lambda: ClipSets(list(config.data), config.validation_split), warn)):
@@ -232,34 +239,48 @@ def train_measuring(
 class Measuring:
   """A trained measuring network: frames -> `Measures`, the face in its own units."""
 
-  def __init__(self, params: Mapping, mean: np.ndarray, std: np.ndarray):
-    self._params, self._mean, self._std = params, mean, std
+  def __init__(self, params: Mapping, mean: np.ndarray, std: np.ndarray, size: tuple[int, int]):
+    self._params, self._mean, self._std, self._size = params, mean, std, tuple(map(int, size))
+
+  @property
+  def face_std(self) -> np.ndarray:
+    """(len(MEASURED),): how far each measure of a face spreads in training."""
+    return self._std
 
   def save(self, path: str | os.PathLike) -> None:
     flat = {f"network/{name}": np.asarray(leaf) for name, leaf in flatten(self._params).items()}
-    safetensors.numpy.save_file(flat | {"mean": self._mean, "std": self._std}, path)
+    safetensors.numpy.save_file(flat | {"mean": self._mean, "std": self._std, "size": np.array(self._size)}, path)
 
   @classmethod
-  def load(cls, folder: str | os.PathLike) -> "Measuring":
-    """Of a folder of `train_measuring`; InputError where it has none."""
-    path = pathlib.Path(folder) / _FILE
+  def load(cls, folder: str | os.PathLike | None = None) -> "Measuring":
+    """Of a folder of `train_measuring`, or the one inside the package; InputError where there is none."""
+    path = pathlib.Path(folder).expanduser() / _FILE if folder else pathlib.Path(__file__).parent / _FILE
     if not path.is_file():
-      raise InputError(f"{path} is missing; train the measuring network first")
+      raise InputError(f"{path} is missing; make it with `dicetalk train measuring`, and give its folder")
     stored = safetensors.numpy.load_file(path)
     flat = {name.removeprefix("network/"): leaf for name, leaf in stored.items() if name.startswith("network/")}
-    return cls(unflatten(flat), stored["mean"], stored["std"])
+    return cls(unflatten(flat), stored["mean"], stored["std"], stored["size"])
 
   def __call__(self, frames: np.ndarray, portrait: np.ndarray, batch: int = 64) -> Measures:
-    """frames (n, h, w, 3), and a neutral portrait (h, w, 3) of the same person; uint8 or float in [0, 1]."""
-    frames, portrait = unit(frames), unit(portrait)
+    """frames (n, h, w, 3), and a neutral portrait (h, w, 3) of the same person; uint8 or float in [0, 1].
+
+    Pictures of another size than those of training are resized.
+    """
+    frames, portrait = self._sized(unit(frames)), self._sized(unit(portrait)[None])[0]
     portraits = np.broadcast_to(portrait, (batch, *portrait.shape))
     found = []
     for first in range(0, len(frames), batch):
       part = frames[first : first + batch]
       padded = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0), (0, 0)])
       found.append([np.asarray(value)[: len(part)] for value in _measure(self._params, padded, portraits)])
-    emotion, identity, face = (np.concatenate(column) for column in zip(*found, strict=True))
-    return Measures(emotion, identity, self._mean + self._std * face)
+    found = Measures(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    return found._replace(face=self._mean + self._std * found.face)
+
+  def _sized(self, frames):
+    height, width = self._size
+    if frames.shape[1:3] == (height, width):
+      return frames
+    return np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames])
 
 
 def unit(frames: np.ndarray) -> np.ndarray:
