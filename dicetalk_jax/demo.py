@@ -1,31 +1,39 @@
-"""`make demo`: the whole of `generate` on drawn inputs, with small random weights that are made on the spot.
+"""`make demo`: a drawn person who is in no training set says a sentence that is in none, with emotions of your choice.
 
-It shows that everything is installed and works together, from portrait and sound to mp4. Its weights are untrained: the
-picture they make is noise, and it says so.
+It takes the small weights inside the package. Where a version has none, small random ones are made on the spot: they
+show that everything is installed and works together, and the picture they make is noise.
 """
 
 import argparse
-import functools
 import math
 import pathlib
+import re
+import sys
 import tempfile
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.conversion.networks import PUBLISHED, network_shapes
 from dicetalk_jax.data.records import RATE
+from dicetalk_jax.data.synthetic import test_person
 from dicetalk_jax.data.world.identity import draw_identity
 from dicetalk_jax.data.world.parameters import PARAMETERS
 from dicetalk_jax.data.world.renderer import face_box, render
 from dicetalk_jax.data.world.speakers import draw_voice
 from dicetalk_jax.data.world.voice import speak
+from dicetalk_jax.errors import DiceTalkError, WeightsError
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.weights import Weights
 
+# None of the people and sentences of training.
 PERSON, SENTENCE = 7, "The boats came back before the storm."
+SIZE = 128
+KNOWS_DRAWN = "The small model of the package has seen drawn people alone, and this is a drawn person."
+KNOWS_NOTHING = "These weights are random, made on the spot to try the machinery: the pictures they make are noise."
 EMOTIONS = {"neutral": "neutral", "happy": "happy", "timeline": "0s neutral, 0.8s happy, 1.6s angry"}
 _LABELS = ("angry", "contempt", "disgusted", "fear", "happy", "neutral", "sad", "surprised")
 _WIDTH = 64  # of tokens
@@ -116,26 +124,68 @@ def _draw(name, shape):
   return drawn / np.float32(math.sqrt(math.prod(shape[:-1])))
 
 
+def talker_of_demo(folder: pathlib.Path) -> tuple[DiceTalk, bool]:
+  """The small model of the package, or one of random weights, made in `folder`; and whether it has been trained."""
+  try:
+    return DiceTalk.load(), True
+  except WeightsError:
+    return DiceTalk.load(random_weights(folder / "weights")), False
+
+
+def contact_sheet(videos: Mapping[str, np.ndarray], portrait: Image.Image, columns: int = 8) -> Image.Image:
+  """A row for each video, its name on the left above the portrait, frames spread over its whole length beside it.
+
+  videos: name -> frames (n, h, w, 3) in [0, 1].
+  """
+  height, width = next(iter(videos.values())).shape[1:3]
+  line = 14
+  sheet = Image.new("RGB", ((columns + 1) * width, len(videos) * (height + line)), "white")
+  draw = ImageDraw.Draw(sheet)
+  for row, (name, frames) in enumerate(videos.items()):
+    top = row * (height + line)
+    draw.text((4, top + 1), name, fill="black")
+    sheet.paste(portrait.resize((width, height)), (0, top + line))
+    for column, n in enumerate(np.linspace(0, len(frames) - 1, columns).astype(int)):
+      picture = Image.fromarray(np.rint(255 * frames[n]).astype(np.uint8))
+      sheet.paste(picture, ((column + 1) * width, top + line))
+  return sheet
+
+
 def main():
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo"), help="folder for the videos")
   parser.add_argument("--audio", type=pathlib.Path, help="your own sound instead of the made one")
+  parser.add_argument("--person", type=int, default=PERSON, help="another number draws somebody else")
+  parser.add_argument("--emotion", action="append", help="instead of the demo's; as often as wanted")
   arguments = parser.parse_args()
+  try:
+    run(arguments)
+  except DiceTalkError as error:
+    sys.exit(f"error: {error}")
+
+
+def run(arguments):
   arguments.out.mkdir(parents=True, exist_ok=True)
-  print("These weights are random, made on the spot to try the machinery: the pictures they make are noise.")
-  print("For a person, fetch and convert the published ones: dicetalk download, dicetalk convert.")
-  person, rest = draw_identity(PERSON), np.zeros((1, len(PARAMETERS)), np.float32)
-  portrait = Image.fromarray(render(person, rest, 256)[0])
+  person, rest = draw_identity(test_person(0, arguments.person)), np.zeros((1, len(PARAMETERS)), np.float32)
+  portrait = Image.fromarray(render(person, rest, 2 * SIZE)[0])
   portrait.save(arguments.out / "portrait.png")
-  audio = arguments.audio or (speak(SENTENCE, draw_voice(PERSON)).audio, RATE)
+  audio = arguments.audio or (speak(SENTENCE, draw_voice(arguments.person)).audio, RATE)
+  emotions = {name: name for name in arguments.emotion or ()} or EMOTIONS
   with tempfile.TemporaryDirectory() as folder:
-    talker = DiceTalk.load(random_weights(pathlib.Path(folder) / "weights"))
-    generate = functools.partial(
-      talker.generate, portrait, audio, face_box=face_box(person, rest, 256), size=128, steps=6
-    )
-    for name, emotion in EMOTIONS.items():
-      video = generate(emotion)
-      print(video.save(arguments.out / f"{name}.mp4"))
+    talker, is_trained = talker_of_demo(pathlib.Path(folder))
+    print(KNOWS_DRAWN if is_trained else KNOWS_NOTHING)
+    print("For portraits of real people, fetch and convert the published weights: dicetalk download, dicetalk convert.")
+    videos = {}
+    for name, emotion in emotions.items():
+      options = dict(face_box=face_box(person, rest, 2 * SIZE), size=SIZE)
+      if not is_trained:
+        options["steps"] = 6
+      video = talker.generate(portrait, audio, emotion, **options)
+      videos[name] = video.frames
+      print(video.save(arguments.out / f"{re.sub('[^a-z0-9.]+', '_', name.lower())}.mp4"), flush=True)
+  sheet = arguments.out / "sheet.png"
+  contact_sheet(videos, portrait).save(sheet)
+  print(sheet)
 
 
 if __name__ == "__main__":
