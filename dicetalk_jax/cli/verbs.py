@@ -1,5 +1,7 @@
 """All verbs: `dicetalk <verb>` parses, calls and prints."""
 
+import contextlib
+import functools
 import importlib.metadata
 from typing import Annotated, Union
 
@@ -31,18 +33,38 @@ _VERBS = {
   "info": Info,
   "app": App,
 }
+_GENERATING = {"generate": Generate, "evaluate": functools.partial(Evaluate, out=tyro.MISSING)}
 
 
 def _commands(arguments):
-  """The verbs for tyro, `generate` with the defaults of the preset that the command line names."""
+  """The verbs for tyro; those that generate have the defaults of the preset or the weights that the line names."""
   defaults = {}
-  for i, argument in enumerate(arguments):
-    name, _, value = argument.partition("=")
-    if arguments[0] == "generate" and name == "--config" and (value or i + 1 < len(arguments)):
-      preset = load_preset(value or arguments[i + 1], GenerationConfig)
-      defaults["generate"] = {"default": Generate(generation=preset)}
+  if arguments and arguments[0] in _GENERATING:
+    verb = _GENERATING[arguments[0]]
+    defaults[arguments[0]] = {"default": verb(generation=_generation(arguments))}
   verbs = [Annotated[verb, tyro.conf.subcommand(name=name, **defaults.get(name, {}))] for name, verb in _VERBS.items()]
   return Union[tuple(verbs)]  # noqa: UP007 (made at run time)
+
+
+def _generation(arguments) -> GenerationConfig:
+  """Of --config, or as --weights, or the weights inside the package, are meant to be used."""
+  from dicetalk_jax.inference.weights import Weights
+
+  if preset := _given(arguments, "--config"):
+    return load_preset(preset, GenerationConfig)
+  with contextlib.suppress(DiceTalkError):
+    # Weights that cannot be read are told of later, by what needs them.
+    return Weights.open(_given(arguments, "--weights") or Weights.bundled()).generation
+  return GenerationConfig()
+
+
+def _given(arguments, option) -> str | None:
+  """The value of an option of a command line, `--name value` or `--name=value`."""
+  for i, argument in enumerate(arguments):
+    name, equals, value = argument.partition("=")
+    if name == option and (equals or i + 1 < len(arguments)):
+      return value or arguments[i + 1]
+  return None
 
 
 def run(arguments: list[str]) -> int:

@@ -78,14 +78,14 @@ class DiceTalk:
     *,
     face_box: Sequence[float] | None = None,
     crop: bool = False,
-    size: float = 512,
-    steps: int = 25,
+    size: float | None = None,
+    steps: int | None = None,
     window: int = 25,
     shift: int = 7,
     overlap: int = 0,
-    identity_scale: float = 3.0,
+    identity_scale: float | None = None,
     audio_scale: float | None = None,
-    emotion_scale: float = 6.0,
+    emotion_scale: float | None = None,
     bank: str = "all",
     interpolate: bool = True,
     seed: int = 0,
@@ -104,6 +104,7 @@ class DiceTalk:
     crop: to a square around the face first. size: of the shorter side, in pixels. steps: of denoising.
     window, shift, overlap: frames denoised together, how far windows move each step, frames two windows share.
     identity_scale, audio_scale, emotion_scale: guidance; without an audio_scale speech and emotion share the last.
+    Of these None is what the weights were made for (`Weights.generation`): of the release 512, 25, 3 and 6.
     bank: attend to "all" codes of the emotion bank or to the "nearest". interpolate: 25 frames a second, else 12.5.
     noise (N, h/8, w/8, c) of unit variance replaces `seed`. dtype: for this and later calls. decode_chunk: frames the
     VAE decodes together. windows_at_once: windows side by side on a device, 0 for all; changes memory and speed only.
@@ -111,6 +112,10 @@ class DiceTalk:
     ends the call. show(first, frames) is given frames (n, height, width, 3) as they are decoded, and the first's place.
     Raises InputError for what cannot be used, before anything slow has begun.
     """
+    own = self.weights.generation
+    size, steps = own.size if size is None else size, own.steps if steps is None else steps
+    identity_scale = own.identity_scale if identity_scale is None else identity_scale
+    emotion_scale = own.emotion_scale if emotion_scale is None else emotion_scale
     plan = self.plan(steps, window, shift, overlap, windows_at_once)
     self._check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed)
     if dtype is not None and (dtype := _dtype(dtype)) != self.dtype:

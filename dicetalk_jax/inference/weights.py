@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.conversion.convert import convert, write_priors
 from dicetalk_jax.conversion.derive import derive
 from dicetalk_jax.conversion.engine import flatten, unflatten
@@ -96,6 +97,15 @@ class Weights:
     """Raises WeightsError for a folder that is missing, another thing, incomplete or of a newer format version."""
     folder = expanded(folder)
     return cls(folder, read_config(folder))
+
+  @property
+  def generation(self) -> GenerationConfig:
+    """How these weights are meant to be used: the release's settings, but for those that config.json has of its own."""
+    own = self.config.get("generation") or {}
+    known = {field.name for field in dataclasses.fields(GenerationConfig)}
+    if not isinstance(own, Mapping) or not set(own) <= known:
+      raise WeightsError(f"{self.folder / CONFIG}: generation is {_short(own)}, wanted settings of dicetalk generate.")
+    return GenerationConfig(**own)
 
   @classmethod
   def bundled(cls) -> pathlib.Path:

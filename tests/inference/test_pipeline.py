@@ -1,5 +1,6 @@
 """A video from a portrait, speech and an emotion: the golden one, others against the release's recipe written out."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from PIL import Image
 from reference import released_sampler
 from talkers import golden_talker, minute_talker
 
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference import denoising
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.media.audio import log_mel, read_audio, read_sound
@@ -22,6 +23,7 @@ from dicetalk_jax.media.video import probe
 PORTRAIT, SPEECH, BOX = GOLDEN / "portrait.png", GOLDEN / "speech.wav", (100, 30, 100, 135)
 # What most tests here share, so that few programs are compiled: 64×128 pixels, windows of 5 frames.
 SMALL = dict(face_box=BOX, size=64, steps=1, window=5, shift=2, interpolate=False)
+OF_WEIGHTS = dict(size=64, steps=1, identity_scale=1.5, emotion_scale=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,21 @@ def test_other_settings_follow_the_released_recipe(talker):
 
 
 @pytest.mark.slow
+def test_weights_say_how_they_are_meant_to_be_used(talker):
+  own = DiceTalk(dataclasses.replace(talker.weights, config=talker.weights.config | {"generation": OF_WEIGHTS}))
+  settings = {name: value for name, value in SMALL.items() if name not in OF_WEIGHTS}
+  ours = own.generate(PORTRAIT, speech(), "happy", **settings)
+  theirs = talker.generate(PORTRAIT, speech(), "happy", **SMALL, identity_scale=1.5, emotion_scale=2.0)
+  np.testing.assert_array_equal(ours.latents, theirs.latents)
+  # What a caller says goes before it, and the release's settings are those of weights that say nothing.
+  stronger = own.generate(PORTRAIT, speech(), "happy", **settings, emotion_scale=6.0)
+  assert not np.array_equal(stronger.latents, ours.latents)
+  assert talker.weights.generation.size == 512 and talker.weights.generation.steps == 25
+  wrong = dataclasses.replace(talker.weights, config=talker.weights.config | {"generation": {"colour": 1}})
+  with pytest.raises(WeightsError, match="generation is .*colour.*wanted settings of dicetalk generate"):
+    DiceTalk(wrong).generate(PORTRAIT, speech(), "happy", **SMALL)
+
+
 def test_bfloat16_stays_near_float32(talker):
   half = DiceTalk(talker.weights, dtype="bfloat16")
   noise = draw("noise", (10, 8, 16, 4))
