@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -98,3 +98,32 @@ class Info:
     from dicetalk_jax.inference.weights import Weights
 
     print(Weights.open(self.weights).info())
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+  """Make a copy of a weights folder to give away: networks in bfloat16, priors, and how they are meant to be used.
+
+  Example: dicetalk pack runs/adaptation/weights small/ --config configs/synthetic_128.py
+  """
+
+  weights: tyro.conf.Positional[pathlib.Path]
+  """Weights folder to copy."""
+
+  out: tyro.conf.Positional[pathlib.Path]
+  """Weights folder to make; it must not exist, or be empty."""
+
+  config: pathlib.Path | None = None
+  """Preset with a GenerationConfig: the defaults of `dicetalk generate` with these weights."""
+
+  dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+  """Of every tensor."""
+
+  def run(self):
+    import jax.numpy as jnp
+
+    from dicetalk_jax.config import GenerationConfig, load_preset
+    from dicetalk_jax.inference.weights import Weights
+
+    generation = load_preset(self.config, GenerationConfig) if self.config else None
+    print(Weights.open(self.weights).pack(self.out, generation, jnp.dtype(self.dtype)).info())

@@ -173,6 +173,20 @@ class Weights:
     derive(self.folder, folder, self.config, new, networks, priors)
     return Weights.open(folder)
 
+  def pack(
+    self, folder: str | os.PathLike, generation: GenerationConfig | None = None, dtype=jnp.bfloat16
+  ) -> "Weights":
+    """Writes a new folder to give away: the networks and priors alone, tensors rounded to `dtype`.
+
+    generation: how they are meant to be used; None keeps what these weights say. What only an export needs is left out.
+    Raises WeightsError where this folder is damaged, OutputError where `folder` cannot be written.
+    """
+    own = dataclasses.asdict(generation or self.generation)
+    released = dataclasses.asdict(GenerationConfig())
+    changed = {name: value for name, value in own.items() if value != released[name]}
+    networks = {name: jax.device_get(self.load(name, dtype)) for name in self.config["networks"]}
+    return Weights.save(folder, networks, self.config | {"generation": changed}, self.priors())
+
   def module(self, network: str, dtype=jnp.float32) -> nn.Module:
     """The Flax module of a network, computing in `dtype`."""
     return build(network, self._architecture(network), dtype)

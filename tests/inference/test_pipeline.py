@@ -145,7 +145,7 @@ def test_weights_say_how_they_are_meant_to_be_used(talker):
   assert not np.array_equal(stronger.latents, ours.latents)
   assert talker.weights.generation.size == 512 and talker.weights.generation.steps == 25
   wrong = dataclasses.replace(talker.weights, config=talker.weights.config | {"generation": {"colour": 1}})
-  with pytest.raises(WeightsError, match="generation is .*colour.*wanted settings of dicetalk generate"):
+  with pytest.raises(WeightsError, match=r"generation is .*colour.*wanted settings of dicetalk generate"):
     DiceTalk(wrong).generate(PORTRAIT, speech(), "happy", **SMALL)
 
 

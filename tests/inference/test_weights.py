@@ -11,6 +11,7 @@ import pytest
 from conftest import GOLDEN, draw
 from release import LABELS, small_release, small_weights, tensors, variation, write_prior
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.conversion.export import export
 from dicetalk_jax.errors import InputError, OutputError, WeightsError
@@ -171,6 +172,18 @@ def test_a_config_that_disagrees_with_the_tensors_is_refused(folder, change, wor
   with pytest.raises(WeightsError, match=words) as caught:
     Weights.open(folder).load("pose_guider")
   assert "pose_guider" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_packed_copy_is_small_and_says_how_it_is_used(weights, tmp_path):
+  packed = weights.pack(tmp_path / "packed", GenerationConfig(size=128, steps=10))
+  assert packed.config["generation"] == {"size": 128, "steps": 10} and packed.generation.window == 25
+  for name in weights.config["networks"]:
+    theirs, ours = flatten(packed.load(name)), flatten(weights.load(name, jnp.bfloat16))
+    assert theirs.keys() == ours.keys()
+    assert all(leaf.dtype == jnp.bfloat16 and (leaf == ours[path]).all() for path, leaf in theirs.items())
+  assert packed.priors().keys() == weights.priors().keys()
+  again = packed.pack(tmp_path / "again", dtype=jnp.float32)
+  assert again.generation == packed.generation and again.load("vae")["decoder"]["conv_in"]["bias"].dtype == jnp.float32
 
 
 def test_info_keeps_columns_apart(weights):
