@@ -12,7 +12,6 @@ from dicetalk_jax.app.generations import DONE
 from dicetalk_jax.app.handlers import Handlers
 from dicetalk_jax.app.requests import Request, check_config
 from dicetalk_jax.app.uploads import Upload
-from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import DiceTalkError, InputError
 from dicetalk_jax.media.face import check_box
 
@@ -43,7 +42,8 @@ def add_endpoints(handlers: Handlers):
     [x, y, width, height] in pixels of the portrait; without it the largest face found. The rest is as there.
     """
     try:
-      config = GenerationConfig(
+      config = dataclasses.replace(
+        handlers.defaults,
         face_box=None if face_box is None else tuple(face_box),
         crop=crop,
         size=size,

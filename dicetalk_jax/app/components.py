@@ -1,6 +1,7 @@
-"""Gradio's components as this page uses them: files come as `Upload`s, unread, and two editors of our own."""
+"""What this page has beyond Gradio's components: two editors of its own, and files that come unread."""
 
 import pathlib
+from collections.abc import Mapping
 
 import gradio as gr
 
@@ -14,33 +15,16 @@ def asset(name: str) -> str:
   return (_ASSETS / name).read_text()
 
 
-def _upload(payload) -> Upload | None:
-  # Gradio has checked that the path is one of its uploads.
-  if payload is None or not payload.path:
+def upload(payload: Mapping | None) -> Upload | None:
+  """The file that an image, a sound or a file field holds, from what the browser sent of it.
+
+  Handlers take events with `preprocess=False`, so that Gradio does not decode files: that is left to readers that say
+  what is wrong. Gradio has still checked that the path is one of its uploads.
+  """
+  if not isinstance(payload, Mapping) or not payload.get("path"):
     return None
-  name = pathlib.PurePath(payload.orig_name or payload.path).name
-  return Upload(pathlib.Path(payload.path).resolve(), name)
-
-
-def portrait(**options) -> gr.Image:
-  """An image of any format, whose handlers get an `Upload`."""
-  return _unread(gr.Image(**options))
-
-
-def sound(**options) -> gr.Audio:
-  """A sound of any format, whose handlers get an `Upload`."""
-  return _unread(gr.Audio(**options))
-
-
-def clip(**options) -> gr.File:
-  """A file of any kind, whose handlers get an `Upload`."""
-  return _unread(gr.File(**options))
-
-
-def _unread(component):
-  # On the instance: for a subclass Gradio writes a stub file beside its source.
-  component.preprocess = _upload
-  return component
+  name = pathlib.PurePath(payload.get("orig_name") or payload["path"]).name
+  return Upload(pathlib.Path(payload["path"]).resolve(), name)
 
 
 def face_editor(**options) -> gr.HTML:

@@ -58,7 +58,7 @@ class Form:
 
 
 class Handlers:
-  """The page's functions on one server."""
+  """The page's functions on one server. defaults: the settings at first, and those that the page does not show."""
 
   def __init__(
     self,
@@ -68,7 +68,9 @@ class Handlers:
     results: Results,
     generations: Generations,
     estimator: Estimator,
+    defaults: GenerationConfig | None = None,
   ):
+    self.defaults = defaults or GenerationConfig()
     self.limits, self.uploads, self.results, self.generations = limits, uploads, results, generations
     self._estimator = estimator
     self._priors = talker.weights.priors()
@@ -80,11 +82,11 @@ class Handlers:
 
   def portrait(self, upload: Upload) -> inputs.PortraitFound:
     """A portrait with its faces; FieldError where it cannot be used."""
-    return _of_field("portrait", lambda: self._portraits(upload))
+    return _of_field("portrait", lambda: self._portraits(self._here(upload)))
 
   def speech(self, upload: Upload) -> inputs.SpeechFound:
     """A speech; FieldError where it cannot be used."""
-    return _of_field("speech", lambda: self._speeches(upload))
+    return _of_field("speech", lambda: self._speeches(self._here(upload)))
 
   def face(self, upload: Upload | None) -> dict:
     """What the face editor shows of a portrait."""
@@ -102,6 +104,7 @@ class Handlers:
   def check_choice(self, choice: Choice):
     """Raises InputError for an emotion that these weights do not know, or a clip that cannot be used."""
     if choice.clip is not None:
+      self._here(choice.clip)
       inputs.check_clip(choice.clip, self.limits, self._prior_size, self._embeds)
     else:
       emotions.check_words(choice.text)
@@ -131,7 +134,8 @@ class Handlers:
     """The settings of a form, the face's box apart; FieldError where one cannot be used."""
 
     def read():
-      config = GenerationConfig(
+      config = dataclasses.replace(
+        self.defaults,
         crop=bool(form.crop),
         size=_tidy(_filled(form.size, "size")),
         steps=_whole(form.steps, "steps"),
@@ -195,6 +199,9 @@ class Handlers:
   def say(self, text: str | None, seed: float | None) -> str:
     """The path of a drawn sentence; FieldError where there is nothing to say."""
     return _of_field("speech", lambda: str(drawn.draw_speech(text, seed, self.uploads.new_folder())))
+
+  def _here(self, upload: Upload) -> Upload:
+    return self.uploads.checked(upload.path, upload.name)
 
   def _read_portrait(self, upload):
     found = inputs.read_portrait(upload, self.limits)

@@ -7,14 +7,13 @@ import gradio as gr
 
 from dicetalk_jax.app import emotions, views
 from dicetalk_jax.app.api import add_endpoints
-from dicetalk_jax.app.components import clip, emotion_plot, face_editor, portrait, sound
+from dicetalk_jax.app.components import emotion_plot, face_editor, upload
 from dicetalk_jax.app.drawn import some_sentence
 from dicetalk_jax.app.handlers import FieldError, Form, Handlers, visitor_of
-from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError
 
-_DEFAULTS = GenerationConfig()
 _FIELDS = ("portrait", "speech", "emotion", "settings", "queue")
+_FILES = ("portrait", "speech", "clip")
 # Settings that a tab keeps over a reload.
 _KEPT = (
   *("mode", "label", "strength", "identity_scale", "apart", "audio_scale", "emotion_scale"),
@@ -26,12 +25,13 @@ _LOST = (
 )
 
 
-def build(handlers: Handlers, defaults: GenerationConfig = _DEFAULTS) -> gr.Blocks:
-  """The page over its handlers. defaults: what its settings show at first."""
+def build(handlers: Handlers) -> gr.Blocks:
+  """The page over its handlers."""
   with gr.Blocks(title="dicetalk") as page:
-    fields = _layout(handlers, defaults)
-    _connect(page, handlers, fields)
+    # First, so that their names are theirs.
     add_endpoints(handlers)
+    fields = _layout(handlers)
+    _connect(page, handlers, fields)
   # Handlers only check, draw and wait; what the device does has a queue of its own.
   page.queue(default_concurrency_limit=32)
   return page
@@ -54,10 +54,12 @@ class _Fields:
 
   def form(self, values) -> Form:
     names = self.names()
-    return Form(**dict(zip(names, values, strict=False)), mix=tuple(values[len(names) :]))
+    fields = dict(zip(names, values, strict=False))
+    fields |= {name: upload(fields[name]) for name in _FILES}
+    return Form(**fields, mix=tuple(values[len(names) :]))
 
 
-def _layout(handlers, defaults) -> _Fields:
+def _layout(handlers) -> _Fields:
   f = _Fields()
   gr.HTML('<header class="dt-head"><h1>dicetalk</h1><p>A portrait, a voice and an emotion make a video.</p></header>')
   f.memory = gr.JSON(visible="hidden")
@@ -68,7 +70,7 @@ def _layout(handlers, defaults) -> _Fields:
       _speech(f, handlers)
     with gr.Column(min_width=320, elem_classes="dt-column"):
       _emotion(f, handlers)
-      _settings(f, handlers, defaults)
+      _settings(f, handlers)
     with gr.Column(min_width=320, elem_classes="dt-column"):
       _video(f)
   f.beside = gr.HTML(elem_id="beside")
@@ -78,7 +80,7 @@ def _layout(handlers, defaults) -> _Fields:
 
 def _portrait(f, handlers):
   _title("Portrait")
-  f.portrait = portrait(
+  f.portrait = gr.Image(
     sources=["upload", "webcam", "clipboard"],
     label="Portrait",
     show_label=False,
@@ -97,7 +99,7 @@ def _portrait(f, handlers):
 
 def _speech(f, handlers):
   _title("Speech")
-  f.speech = sound(
+  f.speech = gr.Audio(
     sources=["upload", "microphone"],
     type="filepath",
     label="Speech",
@@ -126,14 +128,14 @@ def _emotion(f, handlers):
       for label in handlers.labels
     ]
   with gr.Group(visible=False, elem_id="by-clip") as f.by_clip:
-    f.clip = clip(label="A clip whose emotion to take: video, sound, coefficients or a prior", height=120)
+    f.clip = gr.File(label="A clip whose emotion to take: video, sound, coefficients or a prior", height=120)
   f.timeline = emotion_plot(handlers.plot(Form(label=first), handlers.choice(Form(label=first)) if first else None))
   f.text = gr.HTML(elem_id="emotion-text")
   f.messages["emotion"] = gr.HTML(elem_classes="dt-field-message", elem_id="emotion-message")
 
 
-def _settings(f, handlers, defaults):
-  limits = handlers.limits
+def _settings(f, handlers):
+  limits, defaults = handlers.limits, handlers.defaults
   with gr.Accordion("Settings", open=False, elem_id="settings"):
     f.identity_scale = gr.Slider(
       0, 10, defaults.identity_scale, step=0.1, label="Identity strength", elem_id="identity-scale"
@@ -174,15 +176,20 @@ def _title(text):
 
 def _connect(page, handlers: Handlers, f: _Fields):
   messages = [f.messages[name] for name in _FIELDS]
-  quiet = dict(show_progress="hidden", api_visibility="private")
+  quiet = dict(show_progress="hidden", api_visibility="private", preprocess=False)
 
   def on(trigger, function, inputs=None, outputs=None, **options):
     return trigger(function, inputs, outputs, **{**quiet, **options})
 
-  def look_at_portrait(upload, request: gr.Request):
-    handlers.uploads.hold((request.session_hash, "portrait"), *([upload] if upload else []))
+  def take(request, field, payload):
+    """The upload that a field holds now; it is kept while the page is open and shows it."""
+    given = upload(payload)
+    handlers.uploads.hold((request.session_hash, field), *([given] if given else []))
+    return given
+
+  def look_at_portrait(payload, request: gr.Request):
     try:
-      face = handlers.face(upload)
+      face = handlers.face(take(request, "portrait", payload))
     except FieldError as error:
       return gr.update(visible=True), {}, views.message(str(error)), gr.update(visible=False)
     without = bool(face) and not face["box"]
@@ -205,11 +212,10 @@ def _connect(page, handlers: Handlers, f: _Fields):
 
   on(f.draw.click, draw_person, f.person, [f.portrait, f.messages["portrait"]])
 
-  def listen(upload, request: gr.Request):
-    handlers.uploads.hold((request.session_hash, "speech"), *([upload] if upload else []))
-    text, kind = "", "error"
+  def listen(payload, request: gr.Request):
+    given, text, kind = take(request, "speech", payload), "", "error"
     try:
-      speech = handlers.speech(upload) if upload else None
+      speech = handlers.speech(given) if given else None
       if speech and speech.silent:
         text, kind = "This sound is silent: the mouth will have nothing to follow", "note"
       elif speech:
@@ -254,8 +260,8 @@ def _connect(page, handlers: Handlers, f: _Fields):
     on(trigger, feel, f.inputs(), felt, trigger_mode="always_last")
   on(f.timeline.edited, lambda *values: feel(*values)[1:], f.inputs(), felt[1:], trigger_mode="always_last")
 
-  def take_clip(upload, request: gr.Request):
-    handlers.uploads.hold((request.session_hash, "clip"), *([upload] if upload else []))
+  def take_clip(payload, request: gr.Request):
+    take(request, "clip", payload)
 
   on(on(f.clip.change, take_clip, f.clip).then, feel, f.inputs(), felt)
   on(f.apart.change, lambda apart: gr.update(visible=apart), f.apart, f.audio_scale)

@@ -82,7 +82,7 @@ def serve(
       talker, kept, uploads, estimator, limits.max_waiting, lambda request: request.command(weights)
     )
     stack.callback(generations.close)
-    page = build(Handlers(talker, limits, uploads, kept, generations, estimator), defaults or GenerationConfig())
+    page = build(Handlers(talker, limits, uploads, kept, generations, estimator, defaults))
     try:
       _, address, _ = page.launch(
         server_name=host,
