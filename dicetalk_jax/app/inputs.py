@@ -86,7 +86,9 @@ def check_clip(upload: Upload, limits: Limits, prior_size: int, embeds: bool):
     _check_bytes(upload, limits)
     if not is_recording(upload.path, prior_size):
       if upload.path.suffix.lower() not in PRIORS:
-        raise InputError(f"the file {upload.name} is no clip: give a video, a sound, expression coefficients or a prior file")
+        raise InputError(
+          f"the file {upload.name} is no clip: give a video, a sound, expression coefficients or a prior file"
+        )
       read_prior(upload.path, prior_size)
     elif not embeds:
       raise InputError("taking an emotion from a clip needs weights with an emotion embedder; these have none")
@@ -120,7 +122,8 @@ def _check_bytes(upload, limits):
   size = upload.path.stat().st_size
   if size > limits.upload_bytes:
     raise InputError(
-      f"the file {upload.name} has {size / MEGA:.1f} MB; this server takes up to {limits.max_upload_mb:g} MB (--max-upload-mb)"
+      f"the file {upload.name} has {size / MEGA:.1f} MB; this server takes up to {limits.max_upload_mb:g} MB "
+      "(--max-upload-mb)"
     )
 
 
@@ -140,7 +143,8 @@ def _check_pixels(upload, limits):
   if width * height > limits.max_pixels * MEGA:
     found = f"{width}x{height}, {width * height / MEGA:.0f} million pixels" if width < math.inf else "too many pixels"
     raise InputError(
-      f"portrait {upload.name} is {found}; this server takes up to {limits.max_pixels:g} million (--max-pixels); make it smaller"
+      f"portrait {upload.name} is {found}; this server takes up to {limits.max_pixels:g} million (--max-pixels); "
+      "make it smaller"
     )
 
 

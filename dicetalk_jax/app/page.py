@@ -19,10 +19,9 @@ _KEPT = (
   *("mode", "label", "strength", "identity_scale", "apart", "audio_scale", "emotion_scale"),
   *("size", "steps", "seed", "interpolate", "crop"),
 )
-_LOST = (
-  "The server was restarted, and the video that it was making is lost. Your settings are kept: give portrait and "
-  "speech again, and generate."
-)
+_AGAIN = "Your settings are kept: give portrait and speech again."
+_LOST = f"The server was restarted, and the video that it was making is lost. {_AGAIN}"
+_RESTARTED = f"The server was restarted. {_AGAIN}"
 
 
 def build(handlers: Handlers) -> gr.Blocks:
@@ -91,8 +90,8 @@ def _portrait(f, handlers):
   )
   f.face = face_editor()
   f.messages["portrait"] = gr.HTML(elem_classes="dt-field-message", elem_id="portrait-message")
+  f.another = gr.Button("Another portrait", size="sm", visible=False, elem_id="another", elem_classes="dt-another")
   with gr.Row(elem_classes="dt-line"):
-    f.another = gr.Button("Another portrait", size="sm", visible=False, elem_id="another")
     f.person = gr.Number(7, label="Drawn person", precision=0, minimum=0, min_width=90, elem_id="person")
     f.draw = gr.Button("Draw", size="sm", min_width=90, elem_id="draw")
 
@@ -121,14 +120,16 @@ def _emotion(f, handlers):
   f.mode = gr.Radio(list(emotions.MODES), value=emotions.LABEL, show_label=False, label="Emotion by", elem_id="mode")
   with gr.Group(elem_id="by-label") as f.by_label:
     f.label = gr.Radio(handlers.labels, value=first, label="Label", elem_id="label")
-    f.strength = gr.Slider(0, 2, 1, step=0.05, label="Strength", elem_id="strength")
+    f.strength = gr.Slider(0, 2, 1, step=0.05, label="Strength", buttons=[], elem_id="strength")
   with gr.Group(visible=False, elem_id="by-mix") as f.by_mix, gr.Row(elem_classes="dt-sliders"):
     f.mix = [
-      gr.Slider(0, 1, {first: 0.6, "surprised": 0.4}.get(label, 0), step=0.05, label=label, min_width=140)
+      gr.Slider(0, 1, {first: 0.6, "surprised": 0.4}.get(label, 0), step=0.05, label=label, min_width=140, buttons=[])
       for label in handlers.labels
     ]
   with gr.Group(visible=False, elem_id="by-clip") as f.by_clip:
-    f.clip = gr.File(label="A clip whose emotion to take: video, sound, coefficients or a prior", height=120)
+    f.clip = gr.File(
+      label="A clip whose emotion to take: video, sound, coefficients or a prior", height=120, elem_id="clip"
+    )
   f.timeline = emotion_plot(handlers.plot(Form(label=first), handlers.choice(Form(label=first)) if first else None))
   f.text = gr.HTML(elem_id="emotion-text")
   f.messages["emotion"] = gr.HTML(elem_classes="dt-field-message", elem_id="emotion-message")
@@ -138,14 +139,20 @@ def _settings(f, handlers):
   limits, defaults = handlers.limits, handlers.defaults
   with gr.Accordion("Settings", open=False, elem_id="settings"):
     f.identity_scale = gr.Slider(
-      0, 10, defaults.identity_scale, step=0.1, label="Identity strength", elem_id="identity-scale"
+      0, 10, defaults.identity_scale, step=0.1, label="Identity strength", buttons=[], elem_id="identity-scale"
     )
-    f.emotion_scale = gr.Slider(0, 12, defaults.emotion_scale, step=0.1, label="Emotion strength")
+    f.emotion_scale = gr.Slider(0, 12, defaults.emotion_scale, step=0.1, label="Emotion strength", buttons=[])
     f.apart = gr.Checkbox(
       defaults.audio_scale is not None, label="Speech has a strength of its own (a third more work)"
     )
     f.audio_scale = gr.Slider(
-      0, 12, defaults.audio_scale or 6.0, step=0.1, label="Speech strength", visible=defaults.audio_scale is not None
+      0,
+      12,
+      defaults.audio_scale or 6.0,
+      step=0.1,
+      label="Speech strength",
+      buttons=[],
+      visible=defaults.audio_scale is not None,
     )
     with gr.Row(elem_classes="dt-line"):
       sizes = sorted({64, 128, 256, 384, 512, 768, 1024, int(defaults.size)} & {*range(limits.max_size + 1)})
@@ -303,7 +310,7 @@ def _connect(page, handlers: Handlers, f: _Fields):
     for outputs in watched(visitor, generation):
       yield (*clear, *outputs)
 
-  on(
+  made = on(
     f.generate.click,
     generate,
     [f.memory, *f.inputs()],
@@ -311,6 +318,9 @@ def _connect(page, handlers: Handlers, f: _Fields):
     concurrency_limit=None,
     js=_with_memory(len(f.inputs())),
   )
+
+  # Each video tells how fast the device is.
+  on(made.then, expect, f.inputs(), f.expected)
 
   def cancel(memory, generation):
     with contextlib.suppress(InputError):
@@ -340,7 +350,7 @@ def _connect(page, handlers: Handlers, f: _Fields):
     generation = memory.get("generation")
     found = handlers.generations.get(visitor, generation) if generation else None
     if found is None:
-      text = views.message(_LOST) if generation else ""
+      text = views.message(_LOST if generation else _RESTARTED if memory.get("restarted") else "")
       yield (text, "", "", gr.skip(), gr.skip(), *results(visitor))
       return
     made = results(visitor)

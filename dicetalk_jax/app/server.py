@@ -94,13 +94,14 @@ def serve(
         max_threads=100,
         prevent_thread_lock=True,
         share=False,
+        run_history=False,
         ssr_mode=False,
         quiet=True,
         enable_monitoring=False,
         footer_links=["api", "settings"],
         theme=_theme(gr),
         css=asset("page.css"),
-        head=f"<script>{asset('page.js')}</script>",
+        head=f"<script>window.dicetalkLimit = {{bytes: {limits.upload_bytes}}};{asset('page.js')}</script>",
       )
     except OSError as error:
       raise InputError(

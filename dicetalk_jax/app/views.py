@@ -43,9 +43,10 @@ def expected(seconds: float | None, measured: bool, video: str) -> str:
   """The expected time, and what it is for; None: something is missing."""
   if seconds is None:
     return '<p class="dt-quiet dt-expected">Give a portrait and speech.</p>'
+  words = "Less than a second" if seconds < 1 else f"About {duration(seconds)}"
   how = "as the last video went" if measured else "a first guess; the first video of a size also compiles"
   return (
-    f'<p class="dt-expected"><b>About {html.escape(duration(seconds))}</b> on this device '
+    f'<p class="dt-expected"><b>{html.escape(words)}</b> on this device '
     f'<span class="dt-quiet">({how})<br>{html.escape(video)}</span></p>'
   )
 
@@ -115,7 +116,7 @@ def beside(results: list[Result]) -> str:
   if len(results) < 2:
     return ""
   cards = "".join(
-    f'<figure><video src="{address(result.video)}" controls playsinline preload="metadata"></video>'
+    f'<figure><video src="{address(result.video)}#t=0.01" controls playsinline preload="auto"></video>'
     f"<figcaption><b>{html.escape(result.emotion)}</b>"
     f'<span class="dt-quiet">{html.escape(facts(result))}</span>'
     f'<a href="{address(result.video)}" download="{html.escape(result.file)}">Download</a></figcaption></figure>'

@@ -17,6 +17,7 @@ import soundfile
 from conftest import GOLDEN
 from PIL import Image
 
+from dicetalk_jax.app.drawn import draw_portrait
 from dicetalk_jax.media.audio import read_sound
 from dicetalk_jax.media.video import probe, read_video
 
@@ -260,6 +261,9 @@ def test_each_bad_input_is_a_message_beside_its_field(visit, speech, tmp_path):
       visitor.generate()
       page.wait_for_selector("#portrait-message p, #speech-message p")
       page.locator("#another:visible, [aria-label='Remove Image']:visible, #speech [aria-label='Clear']").first.click()
+  (tmp_path / "large.bmp").write_bytes(bytes(51_000_000))
+  visitor.give("portrait", tmp_path / "large.bmp")
+  page.wait_for_selector("text=51.0 MB; this server takes up to 50 MB (--max-upload-mb)")
   visitor.generate()
   page.wait_for_function("document.querySelector('#portrait-message').innerText.includes('Give a portrait')")
   assert page.locator("#progress .dt-progress").count() == 0
@@ -292,6 +296,29 @@ def test_the_page_needs_no_mouse(visit, speech):
   page.keyboard.press("Tab")
   page.wait_for_function("document.querySelector('#emotion-text').innerText.includes('sad:0.5')")
   assert page.locator("#plot svg .dt-time-marker").count() == 3
+
+
+def test_of_several_faces_one_is_picked(visit, tmp_path):
+  """The largest at first; a click takes another; so does a box that is drawn."""
+  people = [Image.open(draw_portrait(seed, tmp_path)) for seed in (1, 2)]
+  both = Image.new("RGB", (900, 512))
+  both.paste(people[0], (0, 0))
+  both.paste(people[1].resize((380, 380)), (515, 60))
+  both.save(tmp_path / "two.png")
+  visitor = visit()
+  page = visitor.page
+  visitor.give("portrait", tmp_path / "two.png")
+  page.wait_for_selector("#face .dt-face-other")
+  left = page.locator("#face input[name=left]")
+  assert int(left.input_value()) < 400
+  page.locator("#face .dt-face-other").click()
+  assert int(left.input_value()) > 500
+  stage = page.locator("#face .dt-face-stage").bounding_box()
+  page.mouse.move(stage["x"] + 10, stage["y"] + 10)
+  page.mouse.down()
+  page.mouse.move(stage["x"] + 60, stage["y"] + 80, steps=3)
+  page.mouse.up()
+  assert 0 < int(left.input_value()) < 100
 
 
 def test_the_endpoint_from_ten_lines_of_a_client(server, speech, tmp_path):

@@ -16,7 +16,20 @@ window.dicetalk = (() => {
   function memory() {
     let settings = null;
     try { settings = JSON.parse(sessionStorage.getItem(KEY + "settings")); } catch { /* none */ }
-    return { visitor: visitor(), generation: sessionStorage.getItem(KEY + "generation") || "", settings };
+    const generation = sessionStorage.getItem(KEY + "generation") || "";
+    return { visitor: visitor(), generation, settings, restarted: isOfAnotherServer() };
+  }
+
+  // Whether this tab was last loaded from a server that has been restarted since.
+  let restarted = null;
+  function isOfAnotherServer() {
+    const id = window.gradio_config && window.gradio_config.app_id;
+    if (restarted === null && id) {
+      const before = sessionStorage.getItem(KEY + "server");
+      restarted = before !== null && before !== String(id);
+      sessionStorage.setItem(KEY + "server", id);
+    }
+    return Boolean(restarted);
   }
 
   function remember(generation) {
@@ -46,7 +59,6 @@ window.dicetalk = (() => {
       if (!answer.ok) throw new Error(answer.status);
       const id = (await answer.json()).app_id;
       if (server !== null && id !== server) {
-        sessionStorage.setItem(KEY + "restarted", "yes");
         location.reload();
         return;
       }
@@ -81,6 +93,30 @@ window.dicetalk = (() => {
       for (const video of videos) video.play();
     }
   });
+
+  // The server refuses what is too large as well, but only once all of it has been sent.
+  const limit = window.dicetalkLimit;
+  function refuseTooLarge(event) {
+    const field = event.target.closest && event.target.closest("#portrait, #speech, #clip");
+    const files = [...((event.dataTransfer || event.clipboardData || event.target).files || [])];
+    if (!field || !files.length) return;
+    const message = document.getElementById(`${field.id === "clip" ? "emotion" : field.id}-message`);
+    const told = message.parentElement.querySelector(`.dt-too-large[data-of=${field.id}]`);
+    if (told) told.remove();
+    const large = files.find((file) => file.size > limit.bytes);
+    if (!large) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (event.type === "change") event.target.value = "";
+    const said = document.createElement("p");
+    said.className = "dt-message dt-error dt-too-large";
+    said.dataset.of = field.id;
+    said.setAttribute("role", "alert");
+    said.textContent = `The file ${large.name} has ${(large.size / 1e6).toFixed(1)} MB; this server takes up to ` +
+      `${limit.bytes / 1e6} MB (--max-upload-mb).`;
+    message.before(said);
+  }
+  for (const given of ["change", "drop", "paste"]) document.addEventListener(given, refuseTooLarge, true);
 
   look();
   return { memory, remember, rememberSettings };

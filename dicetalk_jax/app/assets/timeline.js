@@ -76,7 +76,7 @@ function figure() {
   }).join("");
   const legend = Object.keys(curves).map((label) => `<span><i style="background:${colour(label)}"></i>${escaped(label)}</span>`);
   const words = clip ? `The emotion of ${clip}` : `Emotion over ${round(whole)} s`;
-  const empty = peaks.length ? "" : `<text x="${WIDTH / 2}" y="${WAVE / 2 + 4}" text-anchor="middle">no speech yet</text>`;
+  const empty = peaks.length ? "" : `<text class="dt-time-empty" x="${WIDTH / 2}" y="${WAVE / 2 + 4}" text-anchor="middle">no speech yet</text>`;
   return `<svg viewBox="0 0 ${WIDTH} ${top + CURVES + AXIS}" role="img" aria-label="${escaped(words)}" class="${editable ? "dt-editable" : ""}">` +
     `<defs><linearGradient id="${id}-spans">${stops.join("")}</linearGradient></defs>` +
     `<rect class="dt-time-wave" width="${WIDTH}" height="${WAVE}" rx="6" fill="url(#${id}-spans)"/>` +
