@@ -85,5 +85,5 @@ def _several(value):
 
 
 def _file(upload):
-  # A name that looks like an option, or a clip's that looks like a label, is one of the folder's.
-  return f"./{upload.name}" if upload.name.startswith(("-", "~")) else upload.name
+  # A name must not look like an option.
+  return f"./{upload.name}" if upload.name.startswith("-") else upload.name

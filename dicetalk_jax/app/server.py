@@ -5,6 +5,7 @@ import ipaddress
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -53,6 +54,7 @@ def serve(
   MissingDependencyError without Gradio.
   """
   pair, limits = check_address(host, port, auth), limits or Limits()
+  _check_free(host, port)
   # Before Gradio is imported: nothing is sent home, and uploads lie where they are removed.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   with tempfile.TemporaryDirectory(prefix=f"dicetalk-app-{os.getpid()}-") as place, contextlib.ExitStack() as stack:
@@ -83,7 +85,7 @@ def serve(
     )
     stack.callback(generations.close)
     page = build(Handlers(talker, limits, uploads, kept, generations, estimator, defaults))
-    try:
+    with _as_input_error(host, port):
       _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -103,10 +105,6 @@ def serve(
         css=asset("page.css"),
         head=f"<script>window.dicetalkLimit = {{bytes: {limits.upload_bytes}}};{asset('page.js')}</script>",
       )
-    except OSError as error:
-      raise InputError(
-        f"{host}:{port} cannot be used: it is taken, or no address of this machine; try --port"
-      ) from error
     stack.callback(page.close, verbose=False)
     ended = threading.Event()
     stack.callback(ended.set)
@@ -122,6 +120,25 @@ def remove_abandoned(folder: pathlib.Path):
     process = left.name.split("-")[2]
     if process.isdigit() and left.is_dir() and not left.is_symlink() and not _is_running(int(process)):
       shutil.rmtree(left, ignore_errors=True)
+
+
+def _check_free(host, port):
+  # Gradio takes a while to find out.
+  with _as_input_error(host, port):
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+      # As the server does: a port whose last connections are still closing is free.
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      probe.bind(address)
+
+
+@contextlib.contextmanager
+def _as_input_error(host, port):
+  try:
+    yield
+  except OSError as error:
+    why = "it is taken, or no address of this machine; try another --port"
+    raise InputError(f"{host}:{port} cannot be used: {why}") from error
 
 
 def _is_running(process: int) -> bool:
