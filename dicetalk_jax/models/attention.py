@@ -71,6 +71,8 @@ def _blocked(query, key, value):
   valid = (jnp.arange(blocks_m * key_block) < m).reshape(blocks_m, key_block)
   padded = blocks_m * key_block != m
 
+  # Both are rematerialised: of one block of queries at a time, what it has made of each block of keys is kept.
+  @jax.checkpoint
   def one_query_block(q):
     @jax.checkpoint
     def one_key_block(carry, block):

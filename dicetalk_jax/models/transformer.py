@@ -7,6 +7,7 @@ from flax import struct
 
 from dicetalk_jax.models.attention import attention
 from dicetalk_jax.models.layers import GroupNorm, LayerNorm, TimeMixer, TimestepEmbedding, sinusoidal_embedding
+from dicetalk_jax.models.remat import rematerialiser
 
 
 @struct.dataclass
@@ -85,14 +86,16 @@ class SpatialBlock(nn.Module):
   heads: int
   adapter_scales: tuple[float, ...]
   dtype: jnp.dtype = jnp.float32
+  apart: bool = False  # the feed-forward is rematerialised by itself
 
   @nn.compact
   def __call__(self, x, text, adapters, mask):
+    feed_forward = rematerialiser("apart" if self.apart else False)(FeedForward)
     x += CrossAttention(self.heads, dtype=self.dtype, name="attn1")(LayerNorm(self.dtype, name="norm1")(x))
     x += CrossAttention(self.heads, self.adapter_scales, self.dtype, name="attn2")(
       LayerNorm(self.dtype, name="norm2")(x), text, adapters, mask
     )
-    return x + FeedForward(self.dtype, name="ff")(LayerNorm(self.dtype, name="norm3")(x))
+    return x + feed_forward(self.dtype, name="ff")(LayerNorm(self.dtype, name="norm3")(x))
 
 
 class TemporalBlock(nn.Module):
@@ -104,11 +107,13 @@ class TemporalBlock(nn.Module):
   heads: int
   adapter_scales: tuple[float, ...]
   dtype: jnp.dtype = jnp.float32
+  apart: bool = False  # the feed-forwards are rematerialised by themselves
 
   @nn.compact
   def __call__(self, x, text, adapters):
+    feed_forward = rematerialiser("apart" if self.apart else False)(FeedForward)
     b, f = x.shape[:2]
-    x += FeedForward(self.dtype, name="ff_in")(LayerNorm(self.dtype, name="norm_in")(x))
+    x += feed_forward(self.dtype, name="ff_in")(LayerNorm(self.dtype, name="norm_in")(x))
     along = rearrange(LayerNorm(self.dtype, name="norm1")(x), "b f n c -> (b n) f c")
     along = CrossAttention(self.heads, dtype=self.dtype, name="attn1")(along)
     x += rearrange(along, "(b n) f c -> b f n c", b=b)
@@ -116,7 +121,7 @@ class TemporalBlock(nn.Module):
     across = rearrange(LayerNorm(self.dtype, name="norm2")(x), "b f n c -> b (f n) c")
     across = CrossAttention(self.heads, self.adapter_scales, self.dtype, name="attn2")(across, text, adapters)
     x += rearrange(across, "b (f n) c -> b f n c", f=f)
-    return x + FeedForward(self.dtype, name="ff")(LayerNorm(self.dtype, name="norm3")(x))
+    return x + feed_forward(self.dtype, name="ff")(LayerNorm(self.dtype, name="norm3")(x))
 
 
 class SpatioTemporalTransformer(nn.Module):
@@ -126,9 +131,11 @@ class SpatioTemporalTransformer(nn.Module):
   layers: int
   adapter_scales: tuple[float, ...]
   dtype: jnp.dtype = jnp.float32
+  apart: bool = False  # its two blocks are rematerialised one by one
 
   @nn.compact
   def __call__(self, x, tokens: Tokens):
+    rematerialised = rematerialiser("apart" if self.apart else False)
     b, f, h, w, c = x.shape
     sets = (tokens.text, *tokens.adapters)
     text, *adapters = (rearrange(t, "b f m d -> (b f) m d") for t in sets)
@@ -144,13 +151,13 @@ class SpatioTemporalTransformer(nn.Module):
     frame = TimestepEmbedding(4 * c, c, self.dtype, name="time_pos_embed")(frame)
     mixer = TimeMixer(name="time_mixer")  # one for all layers, as the checkpoint has it
     for i in range(self.layers):
-      spatial = SpatialBlock(self.heads, self.adapter_scales, self.dtype, name=f"transformer_blocks_{i}")(
-        x, text, adapters, mask
-      )
+      spatial = rematerialised(SpatialBlock)(
+        self.heads, self.adapter_scales, self.dtype, self.apart, name=f"transformer_blocks_{i}"
+      )(x, text, adapters, mask)
       spatial = rearrange(spatial, "(b f) n c -> b f n c", b=b)
-      temporal = TemporalBlock(self.heads, self.adapter_scales, self.dtype, name=f"temporal_transformer_blocks_{i}")(
-        spatial + frame[:, None], window_text, window_adapters
-      )
+      temporal = rematerialised(TemporalBlock)(
+        self.heads, self.adapter_scales, self.dtype, self.apart, name=f"temporal_transformer_blocks_{i}"
+      )(spatial + frame[:, None], window_text, window_adapters)
       x = rearrange(mixer(spatial, temporal), "b f n c -> (b f) n c")
     x = nn.Dense(c, dtype=self.dtype, name="proj_out")(x)
     return residual + rearrange(x, "(b f) (h w) c -> b f h w c", b=b, h=h)

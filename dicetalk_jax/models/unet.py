@@ -17,6 +17,7 @@ from dicetalk_jax.models.layers import (
   over_frames,
   sinusoidal_embedding,
 )
+from dicetalk_jax.models.remat import Remat, rematerialiser
 from dicetalk_jax.models.transformer import SpatioTemporalTransformer, Tokens
 
 _DOWN = {"CrossAttnDownBlockSpatioTemporal": True, "DownBlockSpatioTemporal": False}
@@ -37,7 +38,8 @@ class UNet(nn.Module):
 
   Collected as "intermediates" when a caller makes that collection mutable: `after_conv_in`, `after_down_i`,
   `after_mid` (the emotion discriminator's input), `after_up_i`. `remat` recomputes each residual block and transformer
-  in the backward pass; a name of `jax.checkpoint_policies` in `remat_policy` says what is kept all the same.
+  in the backward pass; a name of `jax.checkpoint_policies` in `remat_policy` says what is kept all the same; "apart" is
+  another way to do it, see `models.remat`.
   """
 
   in_channels: int = 8
@@ -51,7 +53,7 @@ class UNet(nn.Module):
   cross_attention_dim: int = 1024
   addition_time_embed_dim: int = 256
   adapter_scales: tuple[float, ...] = (1.0, 1.0)
-  remat: bool = False
+  remat: Remat = False
   remat_policy: str | None = None
   dtype: jnp.dtype = jnp.float32
 
@@ -204,13 +206,13 @@ class Block(nn.Module):
   transformer_layers: int
   adapter_scales: tuple[float, ...]
   change: str | None = None  # "down", "up" or none
-  remat: bool = False
+  remat: Remat = False
   remat_policy: str | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, time_embedding, tokens: Tokens, joined=None):
-    rematerialised = _rematerialiser(self.remat, self.remat_policy)
+    rematerialised = rematerialiser(self.remat, self.remat_policy)
     states = []
     for j in range(self.layers):
       if joined is not None:
@@ -219,7 +221,12 @@ class Block(nn.Module):
       x = res_block(self.features, self.epsilon, dtype=self.dtype, name=f"resnets_{j}")(x, time_embedding)
       if self.heads is not None:
         transformer = rematerialised(SpatioTemporalTransformer)(
-          self.heads, self.transformer_layers, self.adapter_scales, self.dtype, name=f"attentions_{j}"
+          self.heads,
+          self.transformer_layers,
+          self.adapter_scales,
+          self.dtype,
+          self.remat == "apart",
+          name=f"attentions_{j}",
         )
         x = transformer(x, _at_size(tokens, x))
       states.append(x)
@@ -237,17 +244,17 @@ class MidBlock(nn.Module):
   heads: int
   transformer_layers: int
   adapter_scales: tuple[float, ...]
-  remat: bool = False
+  remat: Remat = False
   remat_policy: str | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, time_embedding, tokens: Tokens):
-    rematerialised = _rematerialiser(self.remat, self.remat_policy)
+    rematerialised = rematerialiser(self.remat, self.remat_policy)
     res_block = rematerialised(SpatioTemporalResBlock)
     x = res_block(x.shape[-1], 1e-5, dtype=self.dtype, name="resnets_0")(x, time_embedding)
     x = rematerialised(SpatioTemporalTransformer)(
-      self.heads, self.transformer_layers, self.adapter_scales, self.dtype, name="attentions_0"
+      self.heads, self.transformer_layers, self.adapter_scales, self.dtype, self.remat == "apart", name="attentions_0"
     )(x, _at_size(tokens, x))
     return res_block(x.shape[-1], 1e-5, dtype=self.dtype, name="resnets_1")(x, time_embedding)
 
@@ -257,13 +264,6 @@ def _at_size(tokens: Tokens, x) -> Tokens:
   if tokens.face_mask is None:
     return tokens
   return tokens.replace(face_mask=resize_bicubic(tokens.face_mask, *x.shape[2:4])[..., None])
-
-
-def _rematerialiser(remat, policy):
-  if not remat:
-    return lambda module: module
-  chosen = getattr(jax.checkpoint_policies, policy) if policy else None
-  return lambda module: nn.remat(module, policy=chosen)
 
 
 def resize_bicubic(image, height, width):

@@ -27,6 +27,7 @@ from dicetalk_jax.parallel.plan import (
   traffic_of,
 )
 from dicetalk_jax.parallel.rules import path_name
+from dicetalk_jax.training.adaptation import adaptation_loss
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 from dicetalk_jax.training.costs import Flops, count_flops, programs_within, size
 from dicetalk_jax.training.outline import Outline, adaptation_outline, embedder_outline
@@ -109,10 +110,9 @@ class Plan:
     lines += [_row("compiled: both", readable_size(self.needed), f"{self.needed / 2**30:.2f} GiB", share)]
     if program.compiler == "cpu":
       lines += [
-        "The temporaries are those of a CPU's program: no guide to an accelerator's where there is remat, since it",
-        "computes again what all blocks need at once, in float32, and holds it together. An accelerator holds what is",
-        "kept between forward and backward, the inside of a block, and the weights of a few. --compiler tpu asks the",
-        "compiler of TPUs.",
+        "The temporaries are those of a CPU's program: products and much between them are float32 where an accelerator",
+        "has bfloat16, attention has no kernel of its own, and remat is apart, which a CPU's compiler leaves in its",
+        "place. --compiler tpu asks the compiler of TPUs.",
       ]
     if self.needed > limit:
       lines += [f"WARNING: that is more than the {limit / 2**30:.4g} GiB of a {self.kind.name}"]
@@ -192,7 +192,7 @@ def plan_training(
     "batch": bytes_per_device(batch),
     "kept between forward and backward": outline.rows // batch_parts(placement.mesh) * _kept(outline),
   }
-  remat = getattr(config, "remat", False)
+  remat = bool(getattr(config, "remat", False))
   shape, joined = placement.mesh, kind.joined
   summed = 0
   if shape.shape["tensor"] > 1:
@@ -200,7 +200,9 @@ def plan_training(
     params = params if outline.setup else {"emotion_embedder": params}
     summed = summed_over_tensor(params, _products(outline, params), shape, 1 + remat)
   foretold = foretold_traffic(state.params, state.frozen, shape, joined, 2 + remat, accumulate, summed)
-  program = _program(outline, placement, compiler, text) if compiler != "none" else None
+  program = None
+  if compiler != "none":
+    program = _program(_apart(outline) if compiler == "cpu" and remat else outline, placement, compiler, text)
   read = traffic_of(program.collectives, shape, joined) if program else ()
   moved = _moved(state, program, shape, 2 + remat, accumulate)
   rows = accumulate * outline.rows
@@ -229,6 +231,13 @@ def _kept(outline: Outline) -> int:
 
   # Parameters are among what is left, once, whatever the batch is.
   return left(2) - left(1)
+
+
+def _apart(outline: Outline) -> Outline:
+  """The same step, with rematerialisation that the CPU's compiler leaves where it is, as those of accelerators do."""
+  modules = outline.setup.modules
+  setup = dataclasses.replace(outline.setup, modules=modules._replace(unet=modules.unet.clone(remat="apart")))
+  return dataclasses.replace(outline, setup=setup, loss_fn=adaptation_loss(setup, outline.config.objective))
 
 
 def _program(outline, placement, compiler, text) -> Program:

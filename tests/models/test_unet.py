@@ -96,9 +96,13 @@ def test_rematerialisation_changes_no_value_and_no_gradient():
 
   with quick_compilation():
     expected = gradient(unet)
-    found = gradient(dataclasses.replace(unet, remat=True, remat_policy="dots_saveable"))
-  for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    found = [
+      gradient(dataclasses.replace(unet, remat=True, remat_policy="dots_saveable")),
+      gradient(dataclasses.replace(unet, remat="apart")),
+    ]
+  for of_kind in found:
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(of_kind), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_the_adapters_scale_what_their_tokens_add():

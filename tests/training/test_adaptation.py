@@ -168,7 +168,11 @@ def test_networks_that_the_weights_lack_begin_untrained(config, weights, tmp_pat
 @pytest.mark.parametrize("conditioning", ["learnable", "prior"])
 def test_ablations_leave_weights_that_generate_as_they_were_trained(config, conditioning, tmp_path):
   config = dataclasses.replace(
-    config, conditioning=conditioning, loop=LoopConfig(steps=1), validation_split="none", remat=conditioning == "prior"
+    config,
+    conditioning=conditioning,
+    loop=LoopConfig(steps=1),
+    validation_split="none",
+    remat={"prior": True, "learnable": "apart"}.get(conditioning, False),
   )
   train_adaptation(config, tmp_path, warn=lambda message: None)
   made = Weights.open(tmp_path / "weights")
