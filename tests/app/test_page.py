@@ -23,7 +23,7 @@ from dicetalk_jax.media.video import probe, read_video
 
 SECOND = 1000
 # Compiling, on a machine that does other things as well.
-SLOW = 90 * SECOND
+SLOW = 300 * SECOND
 PORTRAIT = GOLDEN / "portrait.png"
 
 
@@ -55,7 +55,7 @@ class Page:
 
   def __init__(self, page, server):
     self.page, self.server = page, server
-    page.set_default_timeout(30 * SECOND)
+    page.set_default_timeout(90 * SECOND)
     self.failures = []
     page.on("pageerror", lambda error: self.failures.append(str(error)))
     page.goto(server.url)
