@@ -5,6 +5,7 @@ Softmax is float32 whatever the inputs are.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,50 +56,107 @@ def _plain(query, key, value):
   return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(value.dtype), value).astype(query.dtype)
 
 
+@jax.custom_vjp
 def _blocked(query, key, value):
-  """Online softmax over key blocks, for one query block after another: memory is linear in n and m."""
-  b, n, heads, d = query.shape
-  m = key.shape[1]
-  query_block, key_block = min(_QUERY_BLOCK, n), min(_KEY_BLOCK, m)
-  blocks_n, blocks_m = -(-n // query_block), -(-m // key_block)
+  """Online softmax over key blocks, one query block after another (Dao et al. 2022): memory is linear in n and m."""
+  return _blocked_forward(query, key, value)[0]
 
-  def split(x, blocks, block):
-    x = jnp.pad(x, ((0, 0), (0, blocks * block - x.shape[1]), (0, 0), (0, 0)))
-    return x.reshape(b, blocks, block, heads, d).transpose(1, 0, 3, 2, 4)  # (blocks, b, heads, block, d)
 
-  queries = split(query * jnp.asarray(1 / math.sqrt(d), query.dtype), blocks_n, query_block)
-  keys, values = split(key, blocks_m, key_block), split(value, blocks_m, key_block)
-  valid = (jnp.arange(blocks_m * key_block) < m).reshape(blocks_m, key_block)
-  padded = blocks_m * key_block != m
+def _blocked_forward(query, key, value):
+  n, d = query.shape[1], query.shape[3]
+  queries = _split(query * jnp.asarray(1 / math.sqrt(d), query.dtype), _QUERY_BLOCK)
+  blocks = _key_blocks(key, value)
 
-  # Both are rematerialised: of one block of queries at a time, what it has made of each block of keys is kept.
-  @jax.checkpoint
   def one_query_block(q):
-    @jax.checkpoint
     def one_key_block(carry, block):
       highest, total, out = carry
-      k, v, is_valid = block
-      scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
-      if padded:
-        scores = jnp.where(is_valid, scores, -jnp.inf)
+      scores = _scores(q, block)
       new_highest = jnp.maximum(highest, scores.max(-1))
       weights = jnp.exp(scores - new_highest[..., None])
       shrink = jnp.exp(highest - new_highest)
-      total = total * shrink + weights.sum(-1)
-      update = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-      return (new_highest, total, out * shrink[..., None] + update), None
+      update = _product("bhnm,bhmd->bhnd", weights, block.value)
+      return (new_highest, total * shrink + weights.sum(-1), out * shrink[..., None] + update), None
 
     start = (
       jnp.full(q.shape[:3], -jnp.inf, jnp.float32),
       jnp.zeros(q.shape[:3], jnp.float32),
       jnp.zeros(q.shape, jnp.float32),
     )
-    (_, total, out), _ = lax.scan(one_key_block, start, (keys, values, valid))
-    return out / total[..., None]
+    (highest, total, out), _ = lax.scan(one_key_block, start, blocks)
+    return out / total[..., None], highest + jnp.log(total)
 
-  out = lax.map(one_query_block, queries)  # (blocks, b, heads, block, d)
-  out = out.transpose(1, 0, 3, 2, 4).reshape(b, blocks_n * query_block, heads, d)
-  return out[:, :n].astype(query.dtype)
+  out, log_total = lax.map(one_query_block, queries)
+  out = _joined(out, n).astype(query.dtype)
+  return out, (query, key, value, out, log_total)
+
+
+def _blocked_backward(kept, gradient):
+  query, key, value, out, log_total = kept
+  scale = 1 / math.sqrt(query.shape[3])
+  queries = _split(query * jnp.asarray(scale, query.dtype), _QUERY_BLOCK)
+  gradients, outs = (_split(x, _QUERY_BLOCK) for x in (gradient, out))
+  # Σ over keys of weight times gradient of weight.
+  of_weights = (gradients.astype(jnp.float32) * outs.astype(jnp.float32)).sum(-1)
+  blocks = _key_blocks(key, value)
+
+  def one_query_block(sums, block):
+    q, g, log_total, of_weights = block
+
+    def one_key_block(d_query, block):
+      weights = jnp.exp(_scores(q, block) - log_total[..., None])
+      d_scores = weights * (_product("bhnd,bhmd->bhnm", g, block.value) - of_weights[..., None])
+      d_key, d_value = _product("bhnm,bhnd->bhmd", d_scores, q), _product("bhnm,bhnd->bhmd", weights, g)
+      return d_query + _product("bhnm,bhmd->bhnd", d_scores, block.key), (d_key, d_value)
+
+    d_query, found = lax.scan(one_key_block, jnp.zeros(q.shape, jnp.float32), blocks)
+    return jax.tree.map(jnp.add, sums, found), d_query
+
+  nothing = jnp.zeros(blocks.key.shape, jnp.float32)
+  (d_key, d_value), d_query = lax.scan(one_query_block, (nothing, nothing), (queries, gradients, log_total, of_weights))
+  d_query = scale * _joined(d_query, query.shape[1])
+  d_key, d_value = (_joined(x, key.shape[1]) for x in (d_key, d_value))
+  return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+class _KeyBlocks(NamedTuple):
+  """Of each block: key and value (blocks, b, heads, block, d), and which rows are not padding (blocks, block)."""
+
+  key: jax.Array
+  value: jax.Array
+  valid: jax.Array
+
+
+def _key_blocks(key, value):
+  keys, values = (_split(x, _KEY_BLOCK) for x in (key, value))
+  blocks, block = len(keys), keys.shape[3]
+  return _KeyBlocks(keys, values, (jnp.arange(blocks * block) < key.shape[1]).reshape(blocks, block))
+
+
+def _split(x, block):
+  """(b, n, heads, d) -> (blocks, b, heads, block, d), with zeros at the end."""
+  b, n, heads, d = x.shape
+  block = min(block, n)
+  blocks = -(-n // block)
+  x = jnp.pad(x, ((0, 0), (0, blocks * block - n), (0, 0), (0, 0)))
+  return x.reshape(b, blocks, block, heads, d).transpose(1, 0, 3, 2, 4)
+
+
+def _joined(x, n):
+  """(blocks, b, heads, block, d) -> (b, n, heads, d)."""
+  blocks, b, heads, block, d = x.shape
+  return x.transpose(1, 0, 3, 2, 4).reshape(b, blocks * block, heads, d)[:, :n]
+
+
+def _scores(q, block):
+  return jnp.where(block.valid, _product("bhnd,bhmd->bhnm", q, block.key), -jnp.inf)
+
+
+def _product(form, x, y):
+  """In the dtype of y, which is that of query, key or value; summed in float32."""
+  return jnp.einsum(form, x.astype(y.dtype), y, preferred_element_type=jnp.float32)
 
 
 def _cudnn(query, key, value):
