@@ -58,6 +58,8 @@ def add_endpoints(handlers: Handlers):
       return _made(handlers, image, audio, emotion, config)
     except DiceTalkError as error:
       raise gr.Error(str(error), print_exception=False) from error
+    except (TypeError, ValueError) as error:
+      raise gr.Error(f"a setting has a value of the wrong kind: {error}", print_exception=False) from error
 
   def faces(image: Any) -> list[list[int]]:
     """The boxes [x, y, width, height] of a portrait's faces, largest first."""

@@ -229,6 +229,8 @@ class Handlers:
     return choice
 
   def _first_keyframes(self, speech):
+    if not self.labels:
+      return []
     half = round(speech.seconds / 2, 1) if speech else 2.0
     calm = "neutral" if "neutral" in self.labels else self.labels[0]
     then = "happy" if "happy" in self.labels else self.labels[-1]

@@ -76,6 +76,10 @@ def check_config(config: GenerationConfig, limits: Limits):
   """Raises InputError for settings beyond the server's limits."""
   if not config.size <= limits.max_size:
     raise InputError(f"size {config.size:g} is too large; this server takes up to {limits.max_size} (--max-size)")
+  if config.steps < 1:
+    raise InputError("there must be at least 1 step")
+  if not 0 <= config.seed < 2**32:
+    raise InputError(f"seed {config.seed} cannot be used: it must be from 0 to {2**32 - 1}")
   if not config.steps <= limits.max_steps:
     raise InputError(f"{config.steps} steps are too many; this server takes up to {limits.max_steps} (--max-steps)")
 

@@ -86,8 +86,10 @@ class Results:
       record = dataclasses.asdict(result)
       del record["folder"]
       (folder / _RECORD).write_text(json.dumps(record))
-    except OSError as error:
-      raise OutputError(f"the video cannot be kept on the server: {error.strerror}") from error
+    except (OSError, OutputError) as error:
+      # Where its frames were kept is nothing that a visitor could use.
+      why = getattr(error.__cause__ or error, "strerror", None) or "it cannot be written"
+      raise OutputError(f"the video cannot be kept on the server: {why}") from error
     finally:
       if folder.exists() and not (folder / _RECORD).exists():
         shutil.rmtree(folder, ignore_errors=True)

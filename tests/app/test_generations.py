@@ -101,6 +101,7 @@ def test_cancelled_within_one_step(queue, talker, ask):
   until_step(queue, generation, 3)
   queue.cancel(generation)
   assert generation.state == RUNNING
+  assert "Cancelling after this step" in views.progress(generation)
   for _ in range(10):
     talker.let.release()
   until(queue, generation, CANCELLED)
@@ -125,6 +126,7 @@ def test_one_at_a_time_in_order(queue, talker, ask):
   until(queue, third, DONE)
   assert first.state == DONE
   assert first.result.video.stat().st_size > 0
+  assert first.frames_done == 4
   assert not any(upload.path.exists() for made in (first, second, third) for upload in made.request.uploads)
 
 

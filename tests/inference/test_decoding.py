@@ -61,6 +61,13 @@ def test_a_chunk_of_padding_alone_is_not_decoded():
   assert calls == [(0, 8), (4, 8), (8, 8)]
 
 
+def test_chunks_are_shown_as_they_come():
+  shown = []
+  found = decode_frames(*vae(), latents(11), 11, chunk=4, show=lambda first, frames: shown.append((first, frames)))
+  assert [first for first, _ in shown] == [0, 4, 8]
+  np.testing.assert_array_equal(np.concatenate([frames for _, frames in shown]), found)
+
+
 @pytest.fixture(scope="module")
 def interpolator():
   params = stand_in_params("frame_interpolator", {})
