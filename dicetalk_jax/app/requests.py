@@ -54,13 +54,17 @@ class Request:
     """Raises InputError for a size that no video can have."""
     working_size(*self.portrait_size, self.config.size)
 
-  def command(self, weights: pathlib.Path | str | None = None) -> str:
-    """The `dicetalk generate` line: settings that are not its defaults, and files by their owner's names."""
+  def command(self, weights: pathlib.Path | str | None = None, defaults: GenerationConfig | None = None) -> str:
+    """The `dicetalk generate` line: settings that are not its defaults, and files by their owner's names.
+
+    weights: what the line names; defaults: how these weights are meant to be used, which `generate` takes by itself.
+    """
+    defaults = defaults or GenerationConfig()
     words = ["dicetalk", "generate", "--image", _file(self.portrait), "--audio", _file(self.speech)]
     words += ["--emotion", self.emotion.text if self.emotion.clip is None else _file(self.emotion.clip)]
     for field in dataclasses.fields(self.config):
       value, option = getattr(self.config, field.name), field.name.replace("_", "-")
-      if value == field.default and field.name != "seed":
+      if value == getattr(defaults, field.name) and field.name != "seed":
         continue
       if isinstance(value, bool):
         words.append(f"--{option}" if value else f"--no-{option}")

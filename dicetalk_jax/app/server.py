@@ -80,9 +80,11 @@ def serve(
     uploads = Uploads(uploads_folder)
     kept = Results(pathlib.Path(results) if results else pathlib.Path(place) / "results")
     estimator = Estimator(talker)
-    generations = Generations(
-      talker, kept, uploads, estimator, limits.max_waiting, lambda request: request.command(weights)
-    )
+
+    def command(request):
+      return request.command(weights, talker.weights.generation)
+
+    generations = Generations(talker, kept, uploads, estimator, limits.max_waiting, command)
     stack.callback(generations.close)
     page = build(Handlers(talker, limits, uploads, kept, generations, estimator, defaults))
     with _as_input_error(host, port):

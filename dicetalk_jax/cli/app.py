@@ -46,7 +46,7 @@ class App:
 
     # Before networks are looked for, which may take a while.
     check_address(self.host, self.port, self.auth)
-    defaults = load_preset(self.config, GenerationConfig) if self.config else GenerationConfig()
+    defaults = load_preset(self.config, GenerationConfig) if self.config else None
     talker = DiceTalk.load(self.weights)
     serve(
       talker,
@@ -55,7 +55,7 @@ class App:
       self.auth,
       self.limits,
       self.results,
-      defaults,
+      defaults or talker.weights.generation,
       self.weights,
       say=lambda address: print(f"dicetalk app: {address} (Ctrl-C ends it)", flush=True),
     )

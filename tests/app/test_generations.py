@@ -207,3 +207,12 @@ def test_the_line_says_all_of_the_settings(config, name):
   assert (str(read.audio), read.emotion, str(read.weights)) == ("a b.wav", "happy:0.6+sad:0.35", "w x")
   assert read.out.suffix == ".mp4"
   assert "/" not in str(read.out)
+
+
+def test_the_line_leaves_out_what_the_weights_say_themselves():
+  own = GenerationConfig(size=128, steps=10)
+  files = Upload(pathlib.Path("/server/x"), "me.png"), Upload(pathlib.Path("/server/y"), "a.wav")
+  request = Request(*files, emotions.of_mix({"happy": 1.0}), dataclasses.replace(own, steps=25), (512, 512), 1.0)
+  line = request.command("w", own)
+  assert "--steps 25" in line and "--size" not in line
+  assert "--size 128" in request.command("w") and "--steps" not in request.command("w")
