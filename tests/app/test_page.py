@@ -39,15 +39,20 @@ def speech(tmp_path_factory):
 @pytest.fixture
 def visit(server, chromium):
   """Opens pages as new visitors, each with a profile of its own."""
-  contexts = []
+  visitors = []
 
   def open_page(**options):
-    contexts.append(chromium.new_context(permissions=["microphone", "camera"], accept_downloads=True, **options))
-    return Page(contexts[-1].new_page(), server)
+    context = chromium.new_context(permissions=["microphone", "camera"], accept_downloads=True, **options)
+    visitors.append(Page(context.new_page(), server))
+    return visitors[-1]
 
   yield open_page
-  for context in contexts:
-    context.close()
+  for visitor in visitors:
+    # A generation outlives its page, and would keep the next test waiting.
+    if not visitor.page.is_closed() and visitor.page.locator("#cancel").is_visible():
+      visitor.page.click("#cancel")
+      visitor.page.wait_for_selector("#cancel", state="hidden", timeout=SLOW)
+    visitor.page.context.close()
 
 
 class Page:
