@@ -55,10 +55,17 @@ RELEASED = {
 }
 
 
-def small_unet(channels: Sequence[int] = (32, 64, 64), layers: int = 1, width: int = 64, head: int = 16) -> dict:
-  """A U-Net of the same blocks: attention at all levels but the lowest, `head` features a head, tokens of `width`."""
+def small_unet(
+  channels: Sequence[int] = (32, 64, 64), layers: int = 1, width: int = 64, head: int = 16, latents: int = 4
+) -> dict:
+  """A U-Net of the same blocks: attention at all levels but the lowest, `head` features a head, tokens of `width`.
+
+  latents: channels of the VAE's latents.
+  """
   levels = len(channels)
   return RELEASED["unet"] | {
+    "in_channels": 2 * latents,
+    "out_channels": latents,
     "down_block_types": ["CrossAttnDownBlockSpatioTemporal"] * (levels - 1) + ["DownBlockSpatioTemporal"],
     "up_block_types": ["UpBlockSpatioTemporal"] + ["CrossAttnUpBlockSpatioTemporal"] * (levels - 1),
     "block_out_channels": list(channels),
