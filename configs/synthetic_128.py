@@ -43,7 +43,6 @@ def optimizer(rate, warmup, decay=0.98):
 autoencoder = foundations.AutoencoderConfig(
   out=f"{RUNS}/autoencoder",
   data=(DATA,),
-  # Four latent channels of 8x8 pixels learn much more slowly than eight.
   model=foundations.AutoencoderModelConfig((32, 32, 64, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8),
   # A quarter of a picture at a time: more pictures for the same arithmetic.
   batches=FrameBatchConfig(batch=4, frames=2, crop=64, recolour=0.2),

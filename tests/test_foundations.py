@@ -29,7 +29,7 @@ def test_pictures_come_back_and_people_are_told_apart():
   encoder, params = weights.module("image_encoder"), weights.load("image_encoder", jnp.float32)
   pixels = np.stack([clip_pixels(clip.frames[10]) for clip in clips])
   found = np.asarray(encoder.apply({"params": params}, pixels))
-  found /= np.linalg.norm(found, axis=-1, keepdims=True)
+  found = found / np.linalg.norm(found, axis=-1, keepdims=True)
   alike = found @ found.T - 2 * np.eye(len(found))
   assert alike.argmax(-1).tolist() == [1, 0, 3, 2, 5, 4]
 

@@ -375,9 +375,13 @@ def test_only_this_machine_is_let_in(server):
 def test_files_go_when_their_page_is_closed(visit, speech, server):
   visitor = visit()
   visitor.give_inputs(PORTRAIT, speech)
-  assert server.uploads
+
+  def given():
+    return {path.name for path in server.uploads} & {PORTRAIT.name, speech.name}
+
+  assert given() == {PORTRAIT.name, speech.name}
   visitor.page.close()
-  deadline = time.monotonic() + 30
-  while server.uploads and time.monotonic() < deadline:
+  deadline = time.monotonic() + 60
+  while given() and time.monotonic() < deadline:
     time.sleep(0.2)
-  assert not server.uploads
+  assert not given()
