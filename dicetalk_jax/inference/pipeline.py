@@ -31,6 +31,10 @@ _ALWAYS_FLOAT32 = (
 )
 
 
+class _Released(float):
+  """A default of the release, told from the same number that a caller gives."""
+
+
 class DiceTalk:
   """Makes talking portraits with the networks of a weights folder.
 
@@ -78,14 +82,14 @@ class DiceTalk:
     *,
     face_box: Sequence[float] | None = None,
     crop: bool = False,
-    size: float | None = None,
-    steps: int | None = None,
+    size: float = _Released(512),
+    steps: int = _Released(25),
     window: int = 25,
     shift: int = 7,
     overlap: int = 0,
-    identity_scale: float | None = None,
+    identity_scale: float = _Released(3.0),
     audio_scale: float | None = None,
-    emotion_scale: float | None = None,
+    emotion_scale: float = _Released(6.0),
     bank: str = "all",
     interpolate: bool = True,
     seed: int = 0,
@@ -104,7 +108,7 @@ class DiceTalk:
     crop: to a square around the face first. size: of the shorter side, in pixels. steps: of denoising.
     window, shift, overlap: frames denoised together, how far windows move each step, frames two windows share.
     identity_scale, audio_scale, emotion_scale: guidance; without an audio_scale speech and emotion share the last.
-    Of these None is what the weights were made for (`Weights.generation`): of the release 512, 25, 3 and 6.
+    Of size, steps and these, what the weights were made for (`Weights.generation`) goes before the defaults.
     bank: attend to "all" codes of the emotion bank or to the "nearest". interpolate: 25 frames a second, else 12.5.
     noise (N, h/8, w/8, c) of unit variance replaces `seed`. dtype: for this and later calls. decode_chunk: frames the
     VAE decodes together. windows_at_once: windows side by side on a device, 0 for all; changes memory and speed only.
@@ -112,10 +116,11 @@ class DiceTalk:
     ends the call. show(first, frames) is given frames (n, height, width, 3) as they are decoded, and the first's place.
     Raises InputError for what cannot be used, before anything slow has begun.
     """
+    given = dict(size=size, steps=steps, identity_scale=identity_scale, emotion_scale=emotion_scale)
     own = self.weights.generation
-    size, steps = own.size if size is None else size, own.steps if steps is None else steps
-    identity_scale = own.identity_scale if identity_scale is None else identity_scale
-    emotion_scale = own.emotion_scale if emotion_scale is None else emotion_scale
+    size, steps, identity_scale, emotion_scale = (
+      getattr(own, name) if isinstance(value, _Released) else value for name, value in given.items()
+    )
     plan = self.plan(steps, window, shift, overlap, windows_at_once)
     self._check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed)
     if dtype is not None and (dtype := _dtype(dtype)) != self.dtype:

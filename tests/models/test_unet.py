@@ -77,6 +77,7 @@ def test_the_face_mask_confines_the_adapters_of_spatial_attention():
   assert relative_error(apply(params, **unmasked), apply(params, **golden_inputs())) > 1e-2
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_value_and_no_gradient():
   config = config_json("unet") | {
     "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
