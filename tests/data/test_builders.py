@@ -169,6 +169,7 @@ def test_real_mead_clips(examples, tmp_path):
     np.testing.assert_array_equal(clips[clip].expression, coefficients[: len(frames)])
 
 
+@pytest.mark.slow
 def test_the_drawn_world_is_the_same_bytes_however_it_is_built(tmp_path):
   layout = SyntheticLayout(people=1, test_people=1, takes=1, size=64)
   report = build_set(layout, tmp_path / "a", workers=1)

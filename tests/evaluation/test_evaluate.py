@@ -62,6 +62,7 @@ def test_a_store_of_other_settings_is_refused(tmp_path):
     Store(tmp_path, {"seed": 1})
 
 
+@pytest.mark.slow
 def test_generation_at_half_the_frames_is_measured_at_all(tmp_path):
   talker = DiceTalk.load(random_weights(tmp_path / "weights"))
   generation = GenerationConfig(size=64, steps=1, interpolate=False)

@@ -101,6 +101,7 @@ def test_a_trained_unet_leaves_stable_video_diffusions_file_alone(weights, tmp_p
   assert_equal_params(convert_release(tmp_path / "back", tmp_path / "again").load("unet"), unet)
 
 
+@pytest.mark.slow
 def test_a_release_in_shards_with_a_partial_unet_gets_files_with_a_place_for_everything(tmp_path):
   options = {"unet_dtype": "float16", "svd_dtype": "float16", "partial": True, "svd_format": "sharded safetensors"}
   source = write_release(tmp_path / "source", small=True, **options)

@@ -47,7 +47,8 @@ def end(process):
   return lines(process), dict(np.load(process.folder / "final.npz"))
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 20])
 def test_killed_at_any_moment_it_is_the_same_run(kills, start):
   steps, rng = 20 * kills, np.random.default_rng([kills])
   undisturbed = start("whole", steps)
