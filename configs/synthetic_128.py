@@ -9,9 +9,11 @@ dicetalk train embedder   --config configs/synthetic_128.py
 dicetalk train adaptation --config configs/synthetic_128.py
 dicetalk priors encoded/drawn --weights runs/drawn/adaptation/weights --out weights_drawn
 
-Under 3 GB of memory each. Time on two cores: docs/training.md, which also tells of what is already in the package.
+The first three stages took up to 2.7 GB of memory; the later ones have not been run yet. Time on two cores:
+docs/training.md, which also tells of what is already in the package.
 """
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.conversion.architectures import small_conditioning, small_unet
 from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
 from dicetalk_jax.data.pictures import FrameBatchConfig, PortraitBatchConfig
@@ -27,6 +29,8 @@ from dicetalk_jax.training.config import (
   SamplesConfig,
 )
 
+# What `dicetalk pack` gives its weights as defaults.
+generation = GenerationConfig(size=128, steps=10, identity_scale=1.5, emotion_scale=2.0)
 DATA, ENCODED, RUNS = "data/drawn", "encoded/drawn", "runs/drawn"
 # Of tokens, embeddings, Whisper's states and priors.
 WIDTH = 64
@@ -49,6 +53,7 @@ autoencoder = foundations.AutoencoderConfig(
   optimizer=optimizer(1e-3, 100),
   loop=loop(3000),
   kl_weight=3e-4,
+  memory_gb=1.0,
 )
 
 image_encoder = foundations.ImageEncoderConfig(
@@ -64,6 +69,7 @@ image_encoder = foundations.ImageEncoderConfig(
     patch_size=28,
   ),
   batches=PortraitBatchConfig(people=32, pictures=2),
+  memory_gb=1.0,
   optimizer=optimizer(1e-3, 50),
   loop=loop(400),
 )
@@ -116,9 +122,14 @@ adaptation = AdaptationConfig(
   batches=DiffusionBatchConfig(batch=4, frames=4, prior_frames=48, reference="person"),
   optimizer=optimizer(2e-3, 50, 0.995),
   loop=loop(6000),
-  samples=SamplesConfig(clips=2, steps=10, identity_scale=1.5, emotion_scale=2.0),
+  samples=SamplesConfig(
+    clips=2,
+    steps=generation.steps,
+    identity_scale=generation.identity_scale,
+    emotion_scale=generation.emotion_scale,
+  ),
   remat=False,
 )
 
 # What `dicetalk evaluate` measures with; it sees true frames alone.
-measuring = MeasuringConfig(out=f"{RUNS}/measuring", data=(DATA,))
+measuring = MeasuringConfig(out=f"{RUNS}/measuring", data=(DATA,), memory_gb=1.0)

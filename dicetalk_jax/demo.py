@@ -166,10 +166,11 @@ def main():
 
 def run(arguments):
   arguments.out.mkdir(parents=True, exist_ok=True)
-  person, rest = draw_identity(test_person(0, arguments.person)), np.zeros((1, len(PARAMETERS)), np.float32)
+  number = test_person(0, arguments.person)
+  person, rest = draw_identity(number), np.zeros((1, len(PARAMETERS)), np.float32)
   portrait = Image.fromarray(render(person, rest, 2 * SIZE)[0])
   portrait.save(arguments.out / "portrait.png")
-  audio = arguments.audio or (speak(SENTENCE, draw_voice(arguments.person)).audio, RATE)
+  audio = arguments.audio or (speak(SENTENCE, draw_voice(number)).audio, RATE)
   emotions = {name: name for name in arguments.emotion or ()} or EMOTIONS
   with tempfile.TemporaryDirectory() as folder:
     talker, is_trained = talker_of_demo(pathlib.Path(folder))

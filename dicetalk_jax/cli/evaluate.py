@@ -17,17 +17,17 @@ class Evaluate:
   Makes videos, measures emotion, lips and likeness with a network that has seen true frames alone, and writes report.md
   with plots and pictures. The same command goes on where it was stopped; more clips may be asked for later.
 
-  Example: dicetalk evaluate --out report --clips 64
+  Example: dicetalk evaluate --out report --measuring runs/drawn/measuring --weights weights_drawn
   """
 
   out: pathlib.Path
   """Folder of the report and of all measurements."""
 
+  measuring: pathlib.Path
+  """Folder of `dicetalk train measuring`."""
+
   weights: pathlib.Path | None = None
   """Weights folder; default: the small weights inside the package."""
-
-  measuring: pathlib.Path | None = None
-  """Folder of `dicetalk train measuring`; default: the network inside the package."""
 
   evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig] = dataclasses.field(default_factory=EvaluationConfig)
 
@@ -44,8 +44,8 @@ class Evaluate:
     from dicetalk_jax.inference.pipeline import DiceTalk
 
     check_plotting()
-    talker = DiceTalk.load(self.weights)
     measuring = Measuring.load(self.measuring)
+    talker = DiceTalk.load(self.weights)
     with progress_bars() as progress:
       found = evaluate(talker, measuring, self.out, self.evaluation, self.generation, progress)
     made_with = f"Weights: {talker.weights.folder.name}; {platform.machine()}"

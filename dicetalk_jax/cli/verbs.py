@@ -34,7 +34,7 @@ _VERBS = {
   "pack": Pack,
   "app": App,
 }
-_GENERATING = {"generate": Generate, "evaluate": functools.partial(Evaluate, out=tyro.MISSING)}
+_GENERATING = {"generate": Generate, "evaluate": functools.partial(Evaluate, out=tyro.MISSING, measuring=tyro.MISSING)}
 
 
 def _commands(arguments):

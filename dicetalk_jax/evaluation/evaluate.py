@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.config import GenerationConfig
@@ -18,6 +19,7 @@ from dicetalk_jax.evaluation.measurements import Measured, Store
 from dicetalk_jax.evaluation.measuring import Measuring
 from dicetalk_jax.evaluation.priors import PriorScores, prior_scores
 from dicetalk_jax.inference.clips import ClipEmbedder, has_embedder
+from dicetalk_jax.inference.jobs import weights_identity
 from dicetalk_jax.inference.pipeline import DiceTalk
 
 _FPS = 25
@@ -85,7 +87,8 @@ def evaluate(
   # More of the same may be asked for later.
   for name in ("clips", "interpolations", "gallery"):
     settings.pop(name)
-  store = Store(out, settings | {"weights": str(talker.weights.folder.resolve())})
+  made_by = {"weights": weights_identity(talker.weights), "dtype": jnp.dtype(talker.dtype).name}
+  store = Store(out, settings | made_by | {"measuring network": measuring.identity})
   runner = _Runner(talker, measuring, store, generation)
   gallery = np.concatenate(
     [measuring(picture[None], picture).identity for picture in world.gallery(max(config.gallery, config.people))]
@@ -190,17 +193,19 @@ def _scores(found: list[tuple[Case, Measured]], true: list[Measured], gallery: n
     if case.shown not in (case.wanted, "neutral")
   ]
   moving = np.array([lip_sync.correlations(of.face[:, 0], case.opening[: len(of.face)]) for case, of in found])
+  # A mouth that stands still follows nothing: it counts.
+  moving = np.nan_to_num(moving)
   at_zero = moving[:, lip_sync.OFFSETS == 0][:, 0]
-  best = lip_sync.OFFSETS[np.nan_to_num(moving, nan=-1).argmax(1)]
-  half = 1.96 * np.nanstd(at_zero, ddof=1) / np.sqrt(len(at_zero)) if len(at_zero) > 1 else np.nan
+  best = lip_sync.OFFSETS[moving.argmax(1)]
+  half = 1.96 * np.std(at_zero, ddof=1) / np.sqrt(len(at_zero)) if len(at_zero) > 1 else np.nan
   people = [identity.nearest(of.identity, gallery) == case.person for case, of in found]
   frame, video = _distances([of for _, of in found], true)
   return TrialScores(
     emotion=shares(wanted, measured),
     confusion=confusion(wanted, measured),
     as_shown=Share(sum(others), len(others)),
-    mouth=float(np.nanmean(at_zero)),
-    mouth_interval=(float(np.nanmean(at_zero) - half), float(np.nanmean(at_zero) + half)),
+    mouth=float(at_zero.mean()),
+    mouth_interval=(float(at_zero.mean() - half), float(at_zero.mean() + half)),
     offset=lip_sync.best_offset(moving),
     near=Share(int((np.abs(best) <= 1).sum()), len(best)),
     similarity=float(np.mean([identity.similarity(of.identity, gallery[case.person]) for case, of in found])),

@@ -4,6 +4,7 @@ It is trained on true frames alone, and checked there, on people whom it has not
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 import pathlib
@@ -243,6 +244,12 @@ class Measuring:
     self._params, self._mean, self._std, self._size = params, mean, std, tuple(map(int, size))
 
   @property
+  def identity(self) -> str:
+    """The same for the same network alone, wherever it lies."""
+    parts = [*(np.asarray(leaf) for _, leaf in sorted(flatten(self._params).items())), self._mean, self._std]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
+  @property
   def face_std(self) -> np.ndarray:
     """(len(MEASURED),): how far each measure of a face spreads in training."""
     return self._std
@@ -252,9 +259,9 @@ class Measuring:
     safetensors.numpy.save_file(flat | {"mean": self._mean, "std": self._std, "size": np.array(self._size)}, path)
 
   @classmethod
-  def load(cls, folder: str | os.PathLike | None = None) -> "Measuring":
-    """Of a folder of `train_measuring`, or the one inside the package; InputError where there is none."""
-    path = pathlib.Path(folder).expanduser() / _FILE if folder else pathlib.Path(__file__).parent / _FILE
+  def load(cls, folder: str | os.PathLike) -> "Measuring":
+    """Of a folder of `train_measuring`; InputError where it has none."""
+    path = pathlib.Path(folder).expanduser() / _FILE
     if not path.is_file():
       raise InputError(f"{path} is missing; make it with `dicetalk train measuring`, and give its folder")
     stored = safetensors.numpy.load_file(path)

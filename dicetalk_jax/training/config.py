@@ -256,8 +256,8 @@ class AdaptationConfig:
   remat: bool | Literal["apart"] = True
   """Compute each block's inside anew in the backward pass: a third more arithmetic for a small part of the memory.
 
-  apart: parts of blocks once more by themselves, each in a branch that the compiler moves nothing out of; for about
-  two thirds more arithmetic less memory, and the way for a CPU, whose compiler else has all insides at once.
+  apart: parts of blocks once more by themselves, each in a branch that the compiler moves nothing out of; for seven
+  tenths more arithmetic less memory, and the way for a CPU, whose compiler else has all insides at once.
   """
 
   remat_policy: str | None = None

@@ -18,11 +18,11 @@ from dicetalk_jax.inference.pipeline import DiceTalk
 CONFIG = EvaluationConfig(clips=3, people=3, gallery=4, interpolations=1, interpolation_steps=2, seconds=0.4)
 
 
-def untrained(size=64):
+def untrained(size=64, seed=0):
   import jax
 
   frames = np.zeros((1, size, size, 3), np.float32)
-  params = jax.jit(MeasuringNetwork().init)(jax.random.key(0), frames, frames)["params"]
+  params = jax.jit(MeasuringNetwork().init)(jax.random.key(seed), frames, frames)["params"]
   return Measuring(jax.device_get(params), np.zeros(len(MEASURED)), np.ones(len(MEASURED)), (size, size))
 
 
@@ -50,6 +50,10 @@ def test_an_evaluation_goes_on_and_tells_what_it_was(tmp_path, capsys):
   assert without_times((tmp_path / "out" / "report.md").read_text()) == without_times(first)
   assert main([*line, "--seed", "1"]) == 1
   assert "holds an evaluation with" in capsys.readouterr().err
+  # What another network has measured is not taken for this one's.
+  untrained(seed=1).save(tmp_path / "measuring.safetensors")
+  assert main(line) == 1
+  assert "holds an evaluation with measuring network" in capsys.readouterr().err.replace("\n", " ")
 
 
 def without_times(text):
