@@ -56,11 +56,17 @@ RELEASED = {
 
 
 def small_unet(
-  channels: Sequence[int] = (32, 64, 64), layers: int = 1, width: int = 64, head: int = 16, latents: int = 4
+  channels: Sequence[int] = (32, 64, 64),
+  layers: int = 1,
+  width: int = 64,
+  head: int = 16,
+  latents: int = 4,
+  groups: int = 32,
 ) -> dict:
   """A U-Net of the same blocks: attention at all levels but the lowest, `head` features a head, tokens of `width`.
 
-  latents: channels of the VAE's latents.
+  latents: channels of the VAE's latents; groups: of every normalisation, each of more than one channel for pictures
+  whose colours matter.
   """
   levels = len(channels)
   return RELEASED["unet"] | {
@@ -74,6 +80,7 @@ def small_unet(
     "layers_per_block": layers,
     "cross_attention_dim": width,
     "num_attention_heads": [features // head for features in channels],
+    "norm_num_groups": groups,
   }
 
 

@@ -23,13 +23,15 @@ _CLIPS, _RUNS, _PEOPLE, _PICTURES = range(20, 24)
 @dataclasses.dataclass(frozen=True)
 class FrameBatchConfig:
   """batch: runs; frames: of a run, consecutive at 25 fps; crop: the side in pixels of the square that is cut out of the
-  frames, 0 for all of them; flip: the share of runs that are mirrored; recolour: the share of runs whose colours are
-  others, so that few people show many. The last three are of training alone.
+  frames, 0 for all of them; faces: the share of these squares that lie on the face, up to half their side off its
+  middle, instead of anywhere; flip: the share of runs that are mirrored; recolour: the share of runs whose colours are
+  others, so that few people show many. All but the first two are of training alone.
   """
 
   batch: int = 2
   frames: int = 4
   crop: int = 0
+  faces: float = 0.0
   flip: float = 0.5
   recolour: float = 0.0
 
@@ -121,10 +123,11 @@ class _Frames:
 class _FrameSource:
   def __init__(self, data, config, split, seed, process_index, process_count, training, memory_gb, limit):
     check_seed(seed)
-    if config.frames < 1 or config.crop < 0 or not (0 <= config.flip <= 1 and 0 <= config.recolour <= 1):
+    shares = config.faces, config.flip, config.recolour
+    if config.frames < 1 or config.crop < 0 or not all(0 <= share <= 1 for share in shares):
       raise InputError(
-        f"frames {config.frames}, crop {config.crop}, flip {config.flip} and recolour {config.recolour} cannot be "
-        "used: the first is at least 1, the second at least 0, the others are from 0 to 1"
+        f"frames {config.frames}, crop {config.crop}, faces {config.faces}, flip {config.flip} and recolour "
+        f"{config.recolour} cannot be used: the first is at least 1, the second at least 0, the others are from 0 to 1"
       )
     self._config, self._seed, self._training = config, seed, training
     self._rows = Share(process_index, process_count).rows(config.batch, "runs")
@@ -142,7 +145,7 @@ class _FrameSource:
         height, width = self.size
         raise InputError(f"crop is {config.crop}, and the frames of {sets.where} are {width}x{height} pixels")
       self.size = (config.crop, config.crop)
-    self._frames = _Frames(sets, memory_gb)
+    self._frames, self._sets, self._boxes = _Frames(sets, memory_gb), sets, {}
     self.clips = index.clip
     self.identities, self._identity = np.unique(index.identity, return_inverse=True)
     self.fingerprint = fingerprint_of("frames", config, split, seed, training, index)
@@ -163,20 +166,32 @@ class _FrameSource:
     start = starts(self._index.num_frames[record], config.frames, 1, rng)[0]
     frames = self._frames(record, start + np.arange(config.frames))
     if rng is not None:
-      frames = _cut(frames, config.crop, config.flip, rng)
+      if config.crop:
+        frames = _cut(frames, config.crop, self._box(record) if rng.random() < config.faces else None, rng)
+      frames = frames[:, :, ::-1] if rng.random() < config.flip else frames
       frames = _recoloured(frames, rng) if rng.random() < config.recolour else frames
     labels = {"start": start, "identity": self._identity[record], "clip": record}
     labels = {name: np.int32(value) for name, value in labels.items()}
     return {"frames": frames, **labels, "valid": np.bool_(self._training or sample < total)}
 
+  def _box(self, record: int) -> tuple[int, int, int, int]:
+    if record not in self._boxes:
+      self._boxes[record] = self._sets.clip(record).face_box
+    return self._boxes[record]
 
-def _cut(frames: np.ndarray, crop: int, flip: float, rng) -> np.ndarray:
-  """A random square of side `crop` out of (f, h, w, 3), or all of it, mirrored now and then."""
-  if crop:
-    _, h, w, _ = frames.shape
-    y, x = rng.integers(0, h - crop + 1), rng.integers(0, w - crop + 1)
-    frames = frames[:, y : y + crop, x : x + crop]
-  return frames[:, :, ::-1] if rng.random() < flip else frames
+
+def _cut(frames: np.ndarray, crop: int, box: tuple[int, int, int, int] | None, rng) -> np.ndarray:
+  """A square of side `crop` out of (f, h, w, 3): anywhere, or about the middle of a box (x, y, width, height)."""
+
+  def first(size, start, extent):
+    if box is None:
+      return rng.integers(0, size - crop + 1)
+    return np.clip(start + extent // 2 - rng.integers(0, crop + 1), 0, size - crop)
+
+  _, h, w, _ = frames.shape
+  x, y, width, height = box or (0, 0, 0, 0)
+  top, left = first(h, y, height), first(w, x, width)
+  return frames[:, top : top + crop, left : left + crop]
 
 
 def _recoloured(frames: np.ndarray, rng) -> np.ndarray:

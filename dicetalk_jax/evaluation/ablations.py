@@ -1,6 +1,7 @@
 """The ablations of Table 4: each part of the method left out, trained alike, and judged on people it has not seen."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -27,7 +28,7 @@ VARIANTS = {
   "learnable query": ("conditioning=learnable",),
   "deterministic prior": ("objective.sample_prior=false",),
 }
-_NEUTRAL = EMOTIONS.index("neutral")
+_NEUTRAL, _SCORES = EMOTIONS.index("neutral"), "scores.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,8 @@ def run_ablations(
 ) -> Iterator[tuple[str, int, Scores, Scores]]:
   """Trains and judges each variant with each seed: (variant, seed, scores of what it makes, of the true clips).
 
-  Each is a run in a folder of its own under `folder`, which goes on where it was stopped. report(variant, seed, step,
+  Each is a run in a folder of its own under `folder`, which goes on where it was stopped; one that was judged alike is
+  not judged again, so that several processes may share the seeds. report(variant, seed, step,
   metrics) is called with every step.
   """
   rows = judged_rows(config, clips)
@@ -119,11 +121,28 @@ def run_ablations(
         if report:
           report(name, seed, step, metrics)
 
-      setup, outcome = train_adaptation(changed, run, report=told, warn=lambda message: None)
-      if outcome.status != Status.FINISHED:
-        return
-      made, true = judge(setup, outcome.state.averaged(), rows, measuring, config.samples)
-      yield name, seed, made, true
+      judged = {
+        "measuring network": measuring.identity,
+        "clips": len(rows),
+        "samples": dataclasses.asdict(config.samples),
+      }
+      if (known := _known(run, judged)) is None:
+        setup, outcome = train_adaptation(changed, run, report=told, warn=lambda message: None)
+        if outcome.status != Status.FINISHED:
+          return
+        known = judge(setup, outcome.state.averaged(), rows, measuring, config.samples)
+        scores = [dataclasses.asdict(of) for of in known]
+        (run / _SCORES).write_text(json.dumps({"judged": judged, "scores": scores}, indent=2) + "\n")
+      yield name, seed, *known
+
+
+def _known(run: pathlib.Path, judged: Mapping) -> tuple[Scores, Scores] | None:
+  """What a run was judged to be, if it was judged in this way."""
+  try:
+    found = json.loads((run / _SCORES).read_text())
+    return tuple(Scores(**of) for of in found["scores"]) if found["judged"] == json.loads(json.dumps(judged)) else None
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
 
 
 def table(results: Sequence[tuple[str, int, Scores, Scores]]) -> str:

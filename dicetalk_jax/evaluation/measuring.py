@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from einops import rearrange
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.data.clip_sets import ClipSets, Kept
@@ -34,6 +35,7 @@ from dicetalk_jax.training.loop import Outcome, Status
 MEASURED = tuple(name for name in TRUTH if name != "phoneme")
 _COLUMNS = [TRUTH.index(name) for name in MEASURED]
 _FRAMES = 30  # what a random draw is for
+_EVERY = 5  # frames of a clip that training sees: neighbours are nearly the same, and decoding is what takes time
 _FILE = "measuring.safetensors"
 
 
@@ -56,7 +58,8 @@ class MeasuringNetwork(nn.Module):
   who it is, by the frame alone. The face comes in deviations from its mean.
   """
 
-  channels: tuple[int, ...] = (24, 32, 48, 64, 96)
+  channels: tuple[int, ...] = (48, 64, 64, 96)
+  person_channels: tuple[int, ...] = (32, 48, 64)
   features: int = 128
   identity_features: int = 64
 
@@ -67,7 +70,7 @@ class MeasuringNetwork(nn.Module):
     small = frames.reshape(n, h // 2, 2, w // 2, 2, 3).mean((2, 4))
     of_face, of_emotion, of_person = (
       nn.silu(nn.Dense(self.features, name=f"{name}_in")(seen))
-      for name, seen in (("face", x), ("emotion", x), ("identity", self._seen(small, self.channels[:-1], "person")))
+      for name, seen in (("face", x), ("emotion", x), ("identity", self._seen(small, self.person_channels, "person")))
     )
     identity = nn.Dense(self.identity_features, name="identity")(of_person)
     identity /= jnp.sqrt(jnp.maximum(jnp.square(identity).sum(-1, keepdims=True), 1e-12))
@@ -77,9 +80,11 @@ class MeasuringNetwork(nn.Module):
   def _seen(self, pictures, widths, name):
     x = 2 * pictures - 1
     for i, channels in enumerate(widths):
-      x = nn.Conv(channels, (3, 3), (2, 2), name=f"{name}_down_{i}")(x)
-      x = nn.silu(nn.GroupNorm(8, name=f"{name}_norm_{i}")(x))
-      x = x + nn.silu(nn.Conv(channels, (3, 3), name=f"{name}_conv_{i}")(x))
+      # Patches as rows of a product: full resolution is never convolved, which is what a CPU is slow at.
+      side = 4 if i == 0 else 2
+      x = rearrange(x, "n (h a) (w b) c -> n h w (a b c)", a=side, b=side)
+      x = nn.LayerNorm(name=f"{name}_norm_{i}")(nn.Dense(channels, name=f"{name}_down_{i}")(x))
+      x = x + nn.silu(nn.Conv(channels, (3, 3), name=f"{name}_conv_{i}")(nn.silu(x)))
     # Where things are matters: no pooling.
     return x.reshape(len(x), -1)
 
@@ -126,7 +131,11 @@ class _Source:
     self._neutral = neutral_records(index)
     self._rows, self._seed, self._batch = Share(0, 1).rows(batch, "frames"), seed, batch
     size = math.prod(self.size) * 3
-    self._frames = Kept(self._sets.frames, lambda record: size * int(index.num_frames[record]), memory_gb)
+    self._frames = Kept(
+      lambda record: self._sets.frames(record, np.arange(0, index.num_frames[record], _EVERY)),
+      lambda record: size * -(-int(index.num_frames[record]) // _EVERY),
+      memory_gb,
+    )
     self._clips = Kept(self._sets.clip, lambda record: 100_000, 0.5)
     self.fingerprint = {"kind": "measuring", "seed": seed, "clips": len(index)}
 
@@ -142,16 +151,16 @@ class _Source:
     clip = self._clips[record]
     if clip.truth is None:
       raise InputError(f"clip {clip.clip} has no truth; the measuring network is trained on drawn clips")
-    frame = int(rng.integers(clip.num_frames))
+    frame = int(rng.integers(-(-clip.num_frames // _EVERY)))
     emotion = -1 if clip.emotion is None else EMOTIONS.index(clip.emotion)
     neutral = int(rng.choice(self._neutral[self.identities[self._identity[record]]]))
-    portrait = int(rng.integers(self._sets.index.num_frames[neutral]))
+    portrait = int(rng.integers(-(-self._sets.index.num_frames[neutral] // _EVERY)))
     return {
       "frames": self._frames[record][frame],
       "portraits": self._frames[neutral][portrait],
       "emotion": np.int32(emotion),
       "identity": np.int32(self._identity[record]),
-      "face": clip.truth[frame, _COLUMNS],
+      "face": clip.truth[_EVERY * frame, _COLUMNS],
     }
 
 

@@ -132,6 +132,7 @@ class SpatioTemporalTransformer(nn.Module):
   adapter_scales: tuple[float, ...]
   dtype: jnp.dtype = jnp.float32
   apart: bool = False  # its two blocks are rematerialised one by one
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x, tokens: Tokens):
@@ -145,7 +146,7 @@ class SpatioTemporalTransformer(nn.Module):
       mask = jnp.repeat(rearrange(tokens.face_mask, "b h w 1 -> b (h w) 1"), f, axis=0)
 
     residual = x
-    x = GroupNorm(1e-6, self.dtype, name="norm")(rearrange(x, "b f h w c -> (b f) h w c"))
+    x = GroupNorm(1e-6, self.dtype, self.groups, name="norm")(rearrange(x, "b f h w c -> (b f) h w c"))
     x = nn.Dense(c, dtype=self.dtype, name="proj_in")(rearrange(x, "g h w c -> g (h w) c"))
     frame = sinusoidal_embedding(jnp.arange(f), c)
     frame = TimestepEmbedding(4 * c, c, self.dtype, name="time_pos_embed")(frame)

@@ -39,7 +39,8 @@ class UNet(nn.Module):
   Collected as "intermediates" when a caller makes that collection mutable: `after_conv_in`, `after_down_i`,
   `after_mid` (the emotion discriminator's input), `after_up_i`. `remat` recomputes each residual block and transformer
   in the backward pass; a name of `jax.checkpoint_policies` in `remat_policy` says what is kept all the same; "apart" is
-  another way to do it, see `models.remat`.
+  another way to do it, see `models.remat`. `norm_num_groups`: of every normalisation; a group of one channel would take
+  the mean and the contrast out of it, so that widths below 128 want fewer than Stable Video Diffusion's 32.
   """
 
   in_channels: int = 8
@@ -53,6 +54,7 @@ class UNet(nn.Module):
   cross_attention_dim: int = 1024
   addition_time_embed_dim: int = 256
   adapter_scales: tuple[float, ...] = (1.0, 1.0)
+  norm_num_groups: int = 32
   remat: Remat = False
   remat_policy: str | None = None
   dtype: jnp.dtype = jnp.float32
@@ -71,6 +73,9 @@ class UNet(nn.Module):
       if len(config[name]) != levels or (unknown := set(config[name]) - set(known)):
         found = f"{len(config[name])} blocks for {levels} widths" if len(config[name]) != levels else sorted(unknown)
         raise ValueError(f"{name}: {found}; known are {sorted(known)}")
+    groups = config.get("norm_num_groups", 32)
+    if any(width % groups for width in channels):
+      raise ValueError(f"block_out_channels: {list(channels)}; multiples of norm_num_groups, {groups}, are supported")
     widths = set(each(config["cross_attention_dim"]))
     if len(widths) != 1:
       raise ValueError(f"cross_attention_dim: {sorted(widths)}; one width for all levels is supported")
@@ -90,6 +95,7 @@ class UNet(nn.Module):
       num_attention_heads=each(config["num_attention_heads"]),
       cross_attention_dim=widths.pop(),
       addition_time_embed_dim=config["addition_time_embed_dim"],
+      norm_num_groups=groups,
       **attributes,
     )
 
@@ -149,6 +155,7 @@ class UNet(nn.Module):
         remat=self.remat,
         remat_policy=self.remat_policy,
         dtype=self.dtype,
+        groups=self.norm_num_groups,
         name=name,
       )
 
@@ -174,6 +181,7 @@ class UNet(nn.Module):
       self.remat,
       self.remat_policy,
       self.dtype,
+      self.norm_num_groups,
       name="mid_block",
     )(x, time, tokens)
     self.sow("intermediates", "after_mid", x)
@@ -187,7 +195,7 @@ class UNet(nn.Module):
       x, _ = up(x, time, tokens, joined[::-1])
       self.sow("intermediates", f"after_up_{i}", x)
 
-    x = over_frames(GroupNorm(1e-5, self.dtype, name="conv_norm_out"), x)
+    x = over_frames(GroupNorm(1e-5, self.dtype, self.norm_num_groups, name="conv_norm_out"), x)
     x = over_frames(conv(self.out_channels, dtype=self.dtype, name="conv_out"), nn.silu(x))
     return x.astype(jnp.float32)
 
@@ -209,6 +217,7 @@ class Block(nn.Module):
   remat: Remat = False
   remat_policy: str | None = None
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x, time_embedding, tokens: Tokens, joined=None):
@@ -218,7 +227,9 @@ class Block(nn.Module):
       if joined is not None:
         x = jnp.concatenate([x, joined[j]], axis=-1)
       res_block = rematerialised(SpatioTemporalResBlock)
-      x = res_block(self.features, self.epsilon, dtype=self.dtype, name=f"resnets_{j}")(x, time_embedding)
+      x = res_block(self.features, self.epsilon, dtype=self.dtype, groups=self.groups, name=f"resnets_{j}")(
+        x, time_embedding
+      )
       if self.heads is not None:
         transformer = rematerialised(SpatioTemporalTransformer)(
           self.heads,
@@ -226,6 +237,7 @@ class Block(nn.Module):
           self.adapter_scales,
           self.dtype,
           self.remat == "apart",
+          self.groups,
           name=f"attentions_{j}",
         )
         x = transformer(x, _at_size(tokens, x))
@@ -247,16 +259,24 @@ class MidBlock(nn.Module):
   remat: Remat = False
   remat_policy: str | None = None
   dtype: jnp.dtype = jnp.float32
+  groups: int = 32
 
   @nn.compact
   def __call__(self, x, time_embedding, tokens: Tokens):
     rematerialised = rematerialiser(self.remat, self.remat_policy)
     res_block = rematerialised(SpatioTemporalResBlock)
-    x = res_block(x.shape[-1], 1e-5, dtype=self.dtype, name="resnets_0")(x, time_embedding)
+    kind = dict(dtype=self.dtype, groups=self.groups)
+    x = res_block(x.shape[-1], 1e-5, **kind, name="resnets_0")(x, time_embedding)
     x = rematerialised(SpatioTemporalTransformer)(
-      self.heads, self.transformer_layers, self.adapter_scales, self.dtype, self.remat == "apart", name="attentions_0"
+      self.heads,
+      self.transformer_layers,
+      self.adapter_scales,
+      self.dtype,
+      self.remat == "apart",
+      self.groups,
+      name="attentions_0",
     )(x, _at_size(tokens, x))
-    return res_block(x.shape[-1], 1e-5, dtype=self.dtype, name="resnets_1")(x, time_embedding)
+    return res_block(x.shape[-1], 1e-5, **kind, name="resnets_1")(x, time_embedding)
 
 
 def _at_size(tokens: Tokens, x) -> Tokens:

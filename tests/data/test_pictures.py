@@ -85,6 +85,25 @@ def test_a_cut_is_of_one_place_and_side(data):
       assert any(np.array_equal(row, place) or np.array_equal(row, place[:, :, ::-1]) for place in places)
 
 
+def test_cuts_lie_on_the_face_when_they_are_to(tmp_path):
+  clips = [dataclasses.replace(clip, face_box=(18, 2, 6, 8)) for clip in people(4, size=32)]
+  write_set(tmp_path / "set", clips)
+  by_name, found = {clip.clip: clip for clip in clips}, {}
+  for share in (1.0, 0.0):
+    batches = frame_batches(tmp_path / "set", FrameBatchConfig(batch=4, frames=1, crop=8, flip=0, faces=share))
+    found[share] = set()
+    for batch in take(batches, 8):
+      for i, row in enumerate(batch["frames"]):
+        whole = decode_frames(by_name[batches.source.clips[batch["clip"][i]]].frames)[batch["start"][i]]
+        found[share] |= {
+          (x, y) for y in range(25) for x in range(25) if np.array_equal(row[0], whole[y : y + 8, x : x + 8])
+        }
+  # The middle of the face, (21, 6), is in every cut or on its edge, and cuts go to all its sides.
+  assert all(13 <= x <= 21 and 0 <= y <= 6 for x, y in found[1.0])
+  assert {x for x, _ in found[1.0]} >= {14, 20} and {y for _, y in found[1.0]} >= {0, 5}
+  assert any(x < 10 for x, _ in found[0.0]) and any(y > 15 for _, y in found[0.0])
+
+
 def test_other_colours_keep_the_picture(data):
   config = FrameBatchConfig(batch=4, frames=2, flip=0, recolour=1.0)
   plain, coloured = (next(frame_batches(data, dataclasses.replace(config, recolour=share))) for share in (0.0, 1.0))

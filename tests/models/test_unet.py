@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import config_json, draw, golden, quick_compilation, relative_error, stand_in
 
+from dicetalk_jax.conversion.architectures import small_unet
 from dicetalk_jax.conversion.engine import to_flax
 from dicetalk_jax.conversion.unet import UNET
 from dicetalk_jax.models.unet import UNet, resize_bicubic
@@ -130,7 +131,35 @@ def test_a_latent_side_that_cannot_be_halved_is_refused():
     unet.apply(params, **inputs | {"sample": inputs["sample"][:, :, :, :15]})
 
 
-@pytest.mark.parametrize("change", [{"down_block_types": ["DownBlock2D"] * 4}, {"cross_attention_dim": [1, 2, 3, 4]}])
+def test_groups_of_several_channels_keep_what_they_differ_by():
+  """A norm of one channel a group makes every frame's channels of one mean and one contrast; the last stands alone."""
+  sample = np.random.default_rng(0).standard_normal((1, 2, 4, 4, 8)).astype(np.float32)
+  spread = {}
+  for groups in (8, 32):
+    unet = UNet.from_config(small_unet((32,), head=16, width=16, groups=groups))
+    inputs = dict(
+      timestep=0.0,
+      image_tokens=np.zeros((1, 2, 1, 16), np.float32),
+      adapter_tokens=(np.zeros((1, 2, 1, 16), np.float32),) * 2,
+      added_time_ids=np.zeros((1, 3), np.float32),
+    )
+    params = jax.jit(unet.init)(jax.random.key(0), sample=sample, **inputs)
+    _, kept = unet.apply(
+      params, sample, **inputs, capture_intermediates=lambda module, _: module.name == "conv_norm_out"
+    )
+    normed = np.concatenate([np.asarray(x) for x in kept["intermediates"]["conv_norm_out"]["__call__"]])
+    spread[groups] = np.abs(normed.mean((1, 2))).max()
+  assert spread[32] < 1e-4 < 0.1 < spread[8]
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"down_block_types": ["DownBlock2D"] * 4},
+    {"cross_attention_dim": [1, 2, 3, 4]},
+    {"block_out_channels": [32, 48, 64, 64]},
+  ],
+)
 def test_a_config_for_another_unet_is_refused_by_name(change):
   with pytest.raises(ValueError, match=next(iter(change))):
     UNet.from_config(config_json("unet") | change)
