@@ -13,6 +13,7 @@ import pathlib
 import time
 
 import common
+import numpy as np
 
 from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.config import load_preset
@@ -29,15 +30,14 @@ BASE = ("objective.drop_emotion=0.85", "objective.emotion_weight=0", "samples.cl
 
 
 def measuring_network(options):
-  folder = options.out / "measuring"
-  if not (folder / "measuring.safetensors").is_file():
+  folder, judged = options.measuring or options.out / "measuring", ClipSets(options.clips, "test")
+  if not options.measuring and not (folder / "measuring.safetensors").is_file():
     loop = dataclasses.replace(MeasuringConfig().loop, steps=options.measuring_steps)
-    train_measuring(MeasuringConfig(data=tuple(options.clips), loop=loop), folder, report=printer("measuring", loop))
+    size = judged.one_size(np.arange(len(judged.index)))[0]
+    train_measuring(MeasuringConfig(size=size, loop=loop), folder, report=printer("measuring", loop))
   measuring = Measuring.load(folder)
-  found = check(measuring, ClipSets(options.clips[0], "test"))
-  print(
-    "the measuring network on true frames of people not seen:", {k: round(v, 3) for k, v in found.items()}, flush=True
-  )
+  found = {name: round(value, 3) for name, value in check(measuring, judged).items()}
+  print("the measuring network on true frames of people not seen:", found, flush=True)
   return measuring
 
 
@@ -70,11 +70,14 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", default="configs/synthetic_small.py", help="preset of the adaptation")
   parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one of its settings")
-  parser.add_argument("--clips", nargs="+", required=True, help="drawn sets, as built; the first is also judged on")
+  parser.add_argument(
+    "--clips", required=True, help="drawn set, as built: its test split is what the measuring network is checked on"
+  )
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/ablations"))
   parser.add_argument("--base-steps", type=int, default=1500)
   parser.add_argument("--steps", type=int, default=400, help="of each variant")
-  parser.add_argument("--measuring-steps", type=int, default=800)
+  parser.add_argument("--measuring", type=pathlib.Path, help="folder of `dicetalk train measuring`; default: made here")
+  parser.add_argument("--measuring-steps", type=int, default=MeasuringConfig().loop.steps)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0])
   parser.add_argument("--judged", type=int, default=64, help="clips that each variant makes")
   options = parser.parse_args()

@@ -112,7 +112,7 @@ adaptation = AdaptationConfig(
   out=f"{RUNS}/adaptation",
   weights=f"{RUNS}/embedder/weights",
   networks={
-    "unet": small_unet((32, 64), width=WIDTH, latents=8),
+    "unet": small_unet((32, 64), width=WIDTH, latents=8, groups=8),
     **_CONDITIONING,
     "emotion_model": _CONDITIONING["emotion_model"] | {"prior_dim": WIDTH},
   },
@@ -132,4 +132,4 @@ adaptation = AdaptationConfig(
 )
 
 # What `dicetalk evaluate` measures with; it sees true frames alone.
-measuring = MeasuringConfig(out=f"{RUNS}/measuring", data=(DATA,), memory_gb=1.0)
+measuring = MeasuringConfig(out=f"{RUNS}/measuring", data=(DATA,))

@@ -91,7 +91,7 @@ adaptation = AdaptationConfig(
   out=f"{RUNS}/adaptation",
   weights=f"{RUNS}/embedder/weights",
   networks={
-    "unet": small_unet((32, 64), width=WIDTH),
+    "unet": small_unet((32, 64), width=WIDTH, groups=8),
     **_CONDITIONING,
     "emotion_model": _CONDITIONING["emotion_model"] | {"prior_dim": WIDTH},
   },

@@ -19,6 +19,11 @@ _LARGEST = 1024
 _PEOPLE_PER_SEED, _FIRST_TEST = 1_000_000, 500_000
 
 
+def train_person(seed: int, i: int) -> int:
+  """The i-th person of the train split of a seed."""
+  return seed * _PEOPLE_PER_SEED + i
+
+
 def test_person(seed: int, i: int) -> int:
   """The i-th person of the test split of a seed."""
   return seed * _PEOPLE_PER_SEED + _FIRST_TEST + i
@@ -75,8 +80,7 @@ class SyntheticLayout:
       raise InputError(f"size {self.size} cannot be drawn: give an even number from 64 to {_LARGEST}")
     if not 0 <= self.seed < 1000:
       raise InputError(f"seed {self.seed} is not from 0 to 999")
-    first = self.seed * _PEOPLE_PER_SEED
-    train = range(first, first + self.people)
+    train = [train_person(self.seed, i) for i in range(self.people)]
     test = [test_person(self.seed, i) for i in range(self.test_people)]
     return Listing(
       [

@@ -4,8 +4,8 @@ It is trained on true frames alone, and checked there, on people whom it has not
 """
 
 import dataclasses
+import functools
 import hashlib
-import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -20,12 +20,13 @@ import safetensors.numpy
 from einops import rearrange
 
 from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.data.clip_sets import ClipSets, Kept
+from dicetalk_jax.data.clip_sets import ClipSets
 from dicetalk_jax.data.index import Index
 from dicetalk_jax.data.records import EMOTIONS, LEVELS, TRUTH
 from dicetalk_jax.data.sampling import ENDLESS, Batches, Share, generator
 from dicetalk_jax.diffusion.losses import emotion_loss
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.evaluation.drawn_faces import EXPRESSIONS, PORTRAITS, DrawnFaces, draw_faces
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
 from dicetalk_jax.training.foundations import fit, held_out
@@ -35,7 +36,6 @@ from dicetalk_jax.training.loop import Outcome, Status
 MEASURED = tuple(name for name in TRUTH if name != "phoneme")
 _COLUMNS = [TRUTH.index(name) for name in MEASURED]
 _FRAMES = 30  # what a random draw is for
-_EVERY = 5  # frames of a clip that training sees: neighbours are nearly the same, and decoding is what takes time
 _FILE = "measuring.safetensors"
 
 
@@ -97,17 +97,23 @@ class MeasuringConfig:
   """Folder of the run: checkpoints, log, and measuring.safetensors that it ends with."""
 
   data: tuple[str, ...] = ()
-  """Sets of drawn clips, as `dicetalk data build synthetic` leaves them."""
+  """Sets of drawn clips, as `dicetalk data build synthetic` leaves them, that it is checked on in the end, if any."""
+
+  people: int = 2000
+  """Of the train split of `loop.seed`, drawn for it anew; eight frames of each, 0.4 MB at 128 pixels."""
+
+  size: int = 128
+  """Of the frames in pixels, a multiple of 32."""
 
   batch: int = 48
-  """Frames in a batch, each of another clip."""
+  """Frames in a batch."""
 
   optimizer: OptimizerConfig = dataclasses.field(
     default_factory=lambda: OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99)
   )
   """Adam, learning rate, moving average."""
 
-  loop: LoopConfig = dataclasses.field(default_factory=lambda: LoopConfig(steps=1500, checkpoint_every=500))
+  loop: LoopConfig = dataclasses.field(default_factory=lambda: LoopConfig(steps=3000, checkpoint_every=500))
   """Steps, and what is written when."""
 
   identity_temperature: float = 0.1
@@ -116,28 +122,14 @@ class MeasuringConfig:
   validation_split: str = "test"
   """Of the data: people that are not in training."""
 
-  memory_gb: float = 3.0
-  """Decoded frames that are kept, for speed alone."""
-
 
 class _Source:
-  """Single frames of random clips, with what is known of them and a neutral portrait of the same person."""
+  """Single frames of random people, with what is known of them and a neutral portrait of the same person."""
 
-  def __init__(self, data, split, batch, seed, memory_gb):
-    self._sets = ClipSets(data, split)
-    index = self._sets.index
-    self.size = self._sets.one_size(np.arange(len(index)))
-    self.identities, self._identity = np.unique(index.identity, return_inverse=True)
-    self._neutral = neutral_records(index)
-    self._rows, self._seed, self._batch = Share(0, 1).rows(batch, "frames"), seed, batch
-    size = math.prod(self.size) * 3
-    self._frames = Kept(
-      lambda record: self._sets.frames(record, np.arange(0, index.num_frames[record], _EVERY)),
-      lambda record: size * -(-int(index.num_frames[record]) // _EVERY),
-      memory_gb,
-    )
-    self._clips = Kept(self._sets.clip, lambda record: 100_000, 0.5)
-    self.fingerprint = {"kind": "measuring", "seed": seed, "clips": len(index)}
+  def __init__(self, faces: DrawnFaces, batch: int, seed: int):
+    self._faces, self._seed, self._batch = faces, seed, batch
+    self._rows = Share(0, 1).rows(batch, "frames")
+    self.fingerprint = {"kind": "measuring", "seed": seed, "people": len(faces.frames), "size": faces.frames.shape[2]}
 
   def __len__(self):
     return ENDLESS
@@ -147,20 +139,14 @@ class _Source:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
   def _row(self, rng):
-    record = int(rng.integers(len(self._identity)))
-    clip = self._clips[record]
-    if clip.truth is None:
-      raise InputError(f"clip {clip.clip} has no truth; the measuring network is trained on drawn clips")
-    frame = int(rng.integers(-(-clip.num_frames // _EVERY)))
-    emotion = -1 if clip.emotion is None else EMOTIONS.index(clip.emotion)
-    neutral = int(rng.choice(self._neutral[self.identities[self._identity[record]]]))
-    portrait = int(rng.integers(-(-self._sets.index.num_frames[neutral] // _EVERY)))
+    faces, person = self._faces, int(rng.integers(len(self._faces.frames)))
+    i = int(rng.integers(EXPRESSIONS))
     return {
-      "frames": self._frames[record][frame],
-      "portraits": self._frames[neutral][portrait],
-      "emotion": np.int32(emotion),
-      "identity": np.int32(self._identity[record]),
-      "face": clip.truth[_EVERY * frame, _COLUMNS],
+      "frames": faces.frames[person, i],
+      "portraits": faces.portraits[person, int(rng.integers(PORTRAITS))],
+      "emotion": np.int32(faces.emotion[person, i]),
+      "identity": np.int32(person),
+      "face": faces.truth[person, i, _COLUMNS],
     }
 
 
@@ -197,18 +183,25 @@ def train_measuring(
   """Trains in `folder`, by default `config.out`, or goes on; a finished run leaves measuring.safetensors there.
 
   validated(step, scalars) is told in the end what `check` finds, where `config.validation_split` has clips. Raises
-  what `ClipSets` and `loop.train` raise, and InputError for clips without truth and people who are never neutral.
+  what `loop.train` raises, and InputError for sizes that cannot be drawn and sets that cannot be read.
   """
   folder = pathlib.Path(folder or config.out).expanduser()
-  source = _Source(list(config.data), "train", config.batch, config.loop.seed, config.memory_gb)
+  if config.people < 2 or config.size % 32 or config.size < 64:
+    raise InputError(
+      f"people {config.people} and size {config.size} cannot be used: give at least 2 people, and a multiple of 32 "
+      "that is at least 64"
+    )
+  drawn = functools.partial(progress, "drawing faces") if progress else lambda done, total: None
+  source = _Source(draw_faces(config.people, config.size, config.loop.seed, drawn), config.batch, config.loop.seed)
+  size = (config.size, config.size)
   many = [source[i] for i in range(8)]
   face = np.concatenate([batch["face"] for batch in many])
   mean, std = face.mean(0), np.maximum(face.std(0), 1e-4)
   module = MeasuringNetwork()
   key = jax.random.key(config.loop.seed)
   params = {
-    "network": jax.jit(module.init)(key, *2 * [jnp.zeros((1, *source.size, 3))])["params"],
-    "people": jax.random.normal(key, (len(source.identities), module.identity_features)),
+    "network": jax.jit(module.init)(key, *2 * [jnp.zeros((1, *size, 3))])["params"],
+    "people": jax.random.normal(key, (config.people, module.identity_features)),
   }
 
   def loss_fn(params, batch, key):
@@ -238,10 +231,14 @@ def train_measuring(
       progress=progress,
       warn=warn,
     )
-  measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std, source.size)
+  measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std, size)
   if outcome.status == Status.FINISHED:
     measuring.save(folder / _FILE)
-    if validated and (checked := held_out(lambda: ClipSets(list(config.data), config.validation_split), warn)):
+    if (
+      validated
+      and config.data
+      and (checked := held_out(lambda: ClipSets(list(config.data), config.validation_split), warn))
+    ):
       validated(outcome.step, check(measuring, checked))
   return measuring, outcome
 

@@ -17,7 +17,10 @@ from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.data.batches import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.encoded import FORMAT, VERSION
 from dicetalk_jax.data.encoders import check_encoded_with, fingerprint
+from dicetalk_jax.data.records import EMOTIONS
 from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.evaluation.ablations import judged_rows, run_ablations
+from dicetalk_jax.evaluation.measuring import MEASURED, Measuring, MeasuringNetwork
 from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.parallel.placement import Placement
@@ -183,6 +186,37 @@ def test_ablations_leave_weights_that_generate_as_they_were_trained(config, cond
   prior = np.ones((1, 256), np.float32)
   ours = [model.apply({"params": params}, prior, bank=bank) for bank in ("all", "nearest")]
   np.testing.assert_array_equal(*ours)
+
+
+@pytest.mark.slow
+def test_an_ablation_is_judged_once(config, tmp_path, monkeypatch):
+  clips = [EMOTIONS[row["emotion"]] for row in judged_rows(dataclasses.replace(config, validation_split="train"))]
+  config = dataclasses.replace(
+    config, validation_split="train", loop=LoopConfig(steps=1), samples=SamplesConfig(steps=2)
+  )
+  params = jax.jit(MeasuringNetwork().init)(jax.random.key(0), *2 * [np.zeros((1, 64, 64, 3))])["params"]
+  spread = np.ones(len(MEASURED), np.float32)
+  measuring = Measuring(params, 0 * spread, spread, (64, 64))
+  options = dict(variants={"whole": ()}, seeds=[0, 1], clips=2)
+  found = list(run_ablations(config, measuring, tmp_path, **options))
+  assert [(name, seed) for name, seed, *_ in found] == [("whole", 0), ("whole", 1)]
+  for _, _, made, true in found:
+    assert (
+      made.clips == true.clips == min(2, len(clips)) and 0 <= made.emotion <= 1 and -1 <= made.identity < true.identity
+    )
+
+  def trained_again(*of, **options):
+    raise AssertionError("it is known already")
+
+  monkeypatch.setattr("dicetalk_jax.evaluation.ablations.train_adaptation", trained_again)
+  again = list(run_ablations(config, measuring, tmp_path, **options))
+  assert [row[:2] for row in again] == [row[:2] for row in found]
+  np.testing.assert_equal(
+    [dataclasses.astuple(row[2]) for row in again], [dataclasses.astuple(row[2]) for row in found]
+  )
+  # Another network judges anew.
+  with pytest.raises(AssertionError, match="known already"):
+    list(run_ablations(config, Measuring(params, spread, spread, (64, 64)), tmp_path, **options))
 
 
 def test_what_was_frozen_is_left_bit_for_bit_as_the_weights_have_it(config, weights, tmp_path):
