@@ -13,6 +13,8 @@ The first three stages took up to 2.7 GB of memory; the later ones have not been
 docs/training.md, which also tells of what is already in the package.
 """
 
+import dataclasses
+
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.conversion.architectures import small_conditioning, small_unet
 from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
@@ -25,6 +27,7 @@ from dicetalk_jax.training.config import (
   EmbedderConfig,
   EmbedderModelConfig,
   LoopConfig,
+  ObjectiveConfig,
   OptimizerConfig,
   SamplesConfig,
 )
@@ -120,7 +123,10 @@ adaptation = AdaptationConfig(
   size=128,
   trainable=("all",),
   batches=DiffusionBatchConfig(batch=4, frames=4, prior_frames=48, reference="person"),
-  optimizer=optimizer(2e-3, 50, 0.995),
+  # After 300 steps a held-out loss of 0.49, where that of Adam is 0.63.
+  optimizer=dataclasses.replace(optimizer(5e-3, 50, 0.995), kind="muon"),
+  # Noise that hides a latent of 64x64 hides more than all of one of 16x16.
+  objective=ObjectiveConfig(sigma_mean=0.0, sigma_std=1.4),
   loop=loop(6000),
   samples=SamplesConfig(
     clips=2,

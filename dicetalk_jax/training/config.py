@@ -11,7 +11,11 @@ from dicetalk_jax.parallel.mesh import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """Adam, or AdamW where weights decay, of what trains."""
+  """Adam, AdamW where weights decay, or Muon, of what trains."""
+
+  kind: Literal["adam", "muon"] = "adam"
+  """Muon (Jordan et al. 2024): kernels of products and convolutions move by orthogonalised momentum, about as far as
+  Adam would move them (Liu et al. 2025), all else by Adam with Nesterov's momentum."""
 
   learning_rate: float = 1e-4
   """The highest, after warm-up."""

@@ -2,9 +2,13 @@
 
 import jax
 import optax
+import optax.contrib
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.training.config import OptimizerConfig
+
+# Of an update, as a share of the learning rate.
+_RMS_OF_ADAM = 0.2
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -36,7 +40,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """Clipping by global norm, then Adam, or AdamW where weights decay; raises InputError for what makes neither."""
+  """Clipping by global norm, then Adam, AdamW where weights decay, or Muon; raises InputError for what makes none."""
   if config.clip_norm is not None and config.clip_norm <= 0:
     raise InputError(f"clip_norm is {config.clip_norm}, wanted a number above 0, or none")
   if not (0 <= config.b1 < 1 and 0 <= config.b2 < 1 and config.eps > 0 and config.weight_decay >= 0):
@@ -46,11 +50,33 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
   adam = dict(b1=config.b1, b2=config.b2, eps=config.eps)
   schedule = make_schedule(config, steps)
-  if config.weight_decay:
+  if config.kind == "muon":
+    moved = optax.contrib.muon(
+      schedule,
+      weight_decay=config.weight_decay,
+      weight_decay_mask=_matrices,
+      adam_b1=config.b1,
+      adam_b2=config.b2,
+      eps=config.eps,
+      muon_weight_dimension_numbers=_kernels,
+      consistent_rms=_RMS_OF_ADAM,
+    )
+  elif config.weight_decay:
     moved = optax.adamw(schedule, weight_decay=config.weight_decay, mask=_matrices, **adam)
   else:
     moved = optax.adam(schedule, **adam)
   return moved if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), moved)
+
+
+def _kernels(params):
+  """Of each kernel the axes that are summed over and the last, of what comes out; None for what is no kernel."""
+
+  def axes(path, leaf):
+    if leaf.ndim < 2 or getattr(path[-1], "key", None) != "kernel":
+      return None
+    return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+
+  return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _matrices(params):

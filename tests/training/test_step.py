@@ -63,6 +63,36 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_no_optimizer_state():
   same(PARAMS["body"]["attn"]["kernel"], np.eye(3))
 
 
+def test_muon_moves_kernels_in_all_directions_alike_and_all_else_as_adam_does():
+  rng = np.random.default_rng(0)
+  params = {
+    "conv": {"kernel": jnp.zeros((3, 3, 4, 6)), "bias": jnp.zeros(6)},
+    "dense": {"kernel": jnp.zeros((8, 5))},
+    "codebook": {"embedding": jnp.zeros((7, 5))},
+  }
+  # Nearly of one direction, as gradients of small batches are.
+  gradients = jax.tree.map(
+    lambda leaf: 0.1 * rng.standard_normal(leaf.shape) + np.ones(leaf.shape[:1] + (1,) * (leaf.ndim - 1)), params
+  )
+  updates = {}
+  for kind in ("adam", "muon"):
+    config = OptimizerConfig(kind=kind, learning_rate=0.1, clip_norm=None)
+    optimizer = make_optimizer(config, 10)
+    updates[kind], _ = optimizer.update(gradients, optimizer.init(params), params)
+  for name in ("conv", "dense"):
+    update = np.asarray(updates["muon"][name]["kernel"])
+    singular = np.linalg.svd(update.reshape(-1, update.shape[-1]), compute_uv=False)
+    assert singular.min() > 0.5 * singular.max(), "Adam's update has one direction"
+    np.testing.assert_allclose(np.sqrt(np.square(update).mean()), 0.2 * 0.1, rtol=0.25)
+    of_adam = np.asarray(updates["adam"][name]["kernel"])
+    singular = np.linalg.svd(of_adam.reshape(-1, of_adam.shape[-1]), compute_uv=False)
+    assert singular[1] < 0.3 * singular[0]
+  for path in (("conv", "bias"), ("codebook", "embedding")):
+    ours, theirs = (updates[kind][path[0]][path[1]] for kind in ("muon", "adam"))
+    # Nesterov's momentum looks one step ahead.
+    np.testing.assert_allclose(ours, theirs * (0.9 / (1 - 0.9**2) * 0.1 + 1), rtol=1e-2)
+
+
 @pytest.mark.parametrize("patterns, wrong", [(("attn", "attention"), "'attention'"), ("he(ad", "he"), ((), "nothing")])
 def test_a_regex_that_matches_nothing_is_named(patterns, wrong):
   with pytest.raises(InputError, match=wrong.replace("(", r"\(")):
