@@ -1,16 +1,19 @@
 """Everything from nothing on the drawn world at 128 pixels, in pieces, on a CPU.
 
 dicetalk data build synthetic --out data/drawn --people 48 --test-people 12 --takes 1
-for stage in autoencoder image-encoder audio-encoder frame-interpolator; do
+for stage in autoencoder image-encoder audio-encoder; do
   dicetalk train $stage --config configs/synthetic_128.py
 done
+dicetalk train autoencoder --config configs/synthetic_128.py --out runs/drawn/faces \
+  --set weights=runs/drawn/audio_encoder/weights --set batches.crop=48 --set batches.faces=0.75 --set batches.batch=6 \
+  --set optimizer.learning_rate=4e-4 --set loop.steps=2800
+dicetalk train frame-interpolator --config configs/synthetic_128.py
 dicetalk data encode data/drawn encoded/drawn --weights runs/drawn/frame_interpolator/weights
 dicetalk train embedder   --config configs/synthetic_128.py
 dicetalk train adaptation --config configs/synthetic_128.py
 dicetalk priors encoded/drawn --weights runs/drawn/adaptation/weights --out weights_drawn
 
-The first three stages took up to 2.7 GB of memory; the later ones have not been run yet. Time on two cores:
-docs/training.md, which also tells of what is already in the package.
+Up to 3.5 GB of memory. Time on two cores: docs/training.md, which also tells of what is already in the package.
 """
 
 import dataclasses
@@ -92,7 +95,7 @@ audio_encoder = foundations.AudioEncoderConfig(
 frame_interpolator = foundations.FrameInterpolatorConfig(
   out=f"{RUNS}/frame_interpolator",
   data=(DATA,),
-  weights=f"{RUNS}/audio_encoder/weights",
+  weights=f"{RUNS}/faces/weights",
   model=foundations.FrameInterpolatorModelConfig(features=24),
   batches=FrameBatchConfig(batch=4, frames=3, recolour=0.2),
   optimizer=optimizer(5e-4, 50),
