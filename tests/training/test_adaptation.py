@@ -190,10 +190,14 @@ def test_ablations_leave_weights_that_generate_as_they_were_trained(config, cond
 
 @pytest.mark.slow
 def test_an_ablation_is_judged_once(config, tmp_path, monkeypatch):
-  clips = [EMOTIONS[row["emotion"]] for row in judged_rows(dataclasses.replace(config, validation_split="train"))]
-  config = dataclasses.replace(
-    config, validation_split="train", loop=LoopConfig(steps=1), samples=SamplesConfig(steps=2)
+  folder = write_clips(
+    tmp_path / "set", ("M003",), emotions=(0, EMOTIONS.index("neutral")), pictures=True, states=(3, 64)
   )
+  config = dataclasses.replace(
+    config, emotional=(str(folder),), loop=LoopConfig(steps=1), samples=SamplesConfig(steps=2)
+  )
+  # Of the angry none is of the highest level.
+  assert [EMOTIONS[row["emotion"]] for row in judged_rows(config)] == ["neutral"] * 3
   params = jax.jit(MeasuringNetwork().init)(jax.random.key(0), *2 * [np.zeros((1, 64, 64, 3))])["params"]
   spread = np.ones(len(MEASURED), np.float32)
   measuring = Measuring(params, 0 * spread, spread, (64, 64))
@@ -201,9 +205,8 @@ def test_an_ablation_is_judged_once(config, tmp_path, monkeypatch):
   found = list(run_ablations(config, measuring, tmp_path, **options))
   assert [(name, seed) for name, seed, *_ in found] == [("whole", 0), ("whole", 1)]
   for _, _, made, true in found:
-    assert (
-      made.clips == true.clips == min(2, len(clips)) and 0 <= made.emotion <= 1 and -1 <= made.identity < true.identity
-    )
+    assert made.clips == true.clips == 2 and made.emotion == made.neutral and np.isnan(made.others)
+    assert 0 <= made.emotion <= 1 and -1.001 < made.identity < 1.001
 
   def trained_again(*of, **options):
     raise AssertionError("it is known already")
