@@ -14,6 +14,8 @@ from dicetalk_jax.data.records import EMOTIONS, LEVELS
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.measuring import Measuring
 from dicetalk_jax.inference.decoding import decode_frames
+from dicetalk_jax.inference.jobs import weights_identity
+from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.training.adaptation import train_adaptation
 from dicetalk_jax.training.config import AdaptationConfig, SamplesConfig
 from dicetalk_jax.training.loop import Status
@@ -106,11 +108,11 @@ def run_ablations(
 ) -> Iterator[tuple[str, int, Scores, Scores]]:
   """Trains and judges each variant with each seed: (variant, seed, scores of what it makes, of the true clips).
 
-  Each is a run in a folder of its own under `folder`, which goes on where it was stopped; one that was judged alike is
-  not judged again, so that several processes may share the seeds. report(variant, seed, step,
-  metrics) is called with every step.
+  Each is a run in a folder of its own under `folder`, which goes on where it was stopped; one of the same settings and
+  weights that was judged alike is not judged again, so that several processes may share the seeds. report(variant,
+  seed, step, metrics) is called with every step.
   """
-  rows = judged_rows(config, clips)
+  rows, weights = judged_rows(config, clips), weights_identity(Weights.open(config.weights))
   for name, settings in variants.items():
     for seed in seeds:
       changed = override(config, settings)
@@ -121,11 +123,8 @@ def run_ablations(
         if report:
           report(name, seed, step, metrics)
 
-      judged = {
-        "measuring network": measuring.identity,
-        "clips": len(rows),
-        "samples": dataclasses.asdict(config.samples),
-      }
+      judged = {"measuring network": measuring.identity, "clips": len(rows), "weights": weights}
+      judged["configuration"] = dataclasses.asdict(changed)
       if (known := _known(run, judged)) is None:
         setup, outcome = train_adaptation(changed, run, report=told, warn=lambda message: None)
         if outcome.status != Status.FINISHED:

@@ -40,7 +40,7 @@ class DrawnFaces:
 def draw_faces(
   people: int, size: int, seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> DrawnFaces:
-  """The first `people` people of a seed's train split, caught in the middle of sentences; 0.1 s each at 128 pixels."""
+  """The first `people` people of a seed's train split, in the middle of sentences; under 0.1 s each at 128 pixels."""
   spoken = {}
   for emotion, name in enumerate(EMOTIONS):
     for level in LEVELS[:1] if name == "neutral" else LEVELS:

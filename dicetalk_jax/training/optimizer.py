@@ -48,6 +48,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
       f"b1 {config.b1}, b2 {config.b2}, eps {config.eps} and weight_decay {config.weight_decay} cannot be used: the "
       "first two are from 0 up to 1, eps is above 0, weight_decay at least 0"
     )
+  if config.kind not in ("adam", "muon"):
+    raise InputError(f"kind is '{config.kind}', wanted adam or muon")
   adam = dict(b1=config.b1, b2=config.b2, eps=config.eps)
   schedule = make_schedule(config, steps)
   if config.kind == "muon":

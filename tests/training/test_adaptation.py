@@ -217,7 +217,10 @@ def test_an_ablation_is_judged_once(config, tmp_path, monkeypatch):
   np.testing.assert_equal(
     [dataclasses.astuple(row[2]) for row in again], [dataclasses.astuple(row[2]) for row in found]
   )
-  # Another network judges anew.
+  # Other settings are trained anew, and another network judges anew.
+  with pytest.raises(AssertionError, match="known already"):
+    longer = dataclasses.replace(config, loop=LoopConfig(steps=2))
+    list(run_ablations(longer, measuring, tmp_path, **options))
   with pytest.raises(AssertionError, match="known already"):
     list(run_ablations(config, Measuring(params, spread, spread, (64, 64)), tmp_path, **options))
 

@@ -235,6 +235,7 @@ def test_a_schedule_without_warm_up_begins_at_its_highest():
     (dict(b2=-0.1), "b2 -0.1"),
     (dict(weight_decay=-1e-2), "weight_decay -0.01"),
     (dict(schedule="step"), "'step'"),
+    (dict(kind="sgd"), "kind is 'sgd'"),
   ],
 )
 def test_optimizers_that_make_no_sense(options, words):
