@@ -1,4 +1,4 @@
-"""Verbs about weights: download, convert, export, info."""
+"""Verbs about weights: download, convert, export, info, pack, widen."""
 
 import dataclasses
 import pathlib
@@ -127,3 +127,26 @@ class Pack:
 
     generation = load_preset(self.config, GenerationConfig) if self.config else None
     print(Weights.open(self.weights).pack(self.out, generation, jnp.dtype(self.dtype)).info())
+
+
+@dataclasses.dataclass(frozen=True)
+class Widen:
+  """Make a weights folder whose U-Net has twice the channels and computes the same, to train on from there.
+
+  Example: dicetalk widen runs/adaptation/weights wider/
+  """
+
+  weights: tyro.conf.Positional[pathlib.Path]
+  """Weights folder to start from."""
+
+  out: tyro.conf.Positional[pathlib.Path]
+  """Weights folder to make; it must not exist, or be empty."""
+
+  seed: int = 0
+  """Of how the two halves of each channel differ."""
+
+  def run(self):
+    from dicetalk_jax.inference.weights import Weights
+    from dicetalk_jax.training.widening import widen
+
+    print(widen(Weights.open(self.weights), self.out, self.seed).info())

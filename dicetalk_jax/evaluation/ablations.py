@@ -1,5 +1,6 @@
 """The ablations of Table 4: each part of the method left out, trained alike, and judged on people it has not seen."""
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 
 from dicetalk_jax.data.batches import diffusion_batches
 from dicetalk_jax.data.records import EMOTIONS, LEVELS
+from dicetalk_jax.data.sampling import generator
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.measuring import Measuring
 from dicetalk_jax.inference.decoding import decode_frames
@@ -31,6 +33,7 @@ VARIANTS = {
   "deterministic prior": ("objective.sample_prior=false",),
 }
 _NEUTRAL, _SCORES = EMOTIONS.index("neutral"), "scores.json"
+_JUDGED = 33  # what a random draw is for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,10 @@ class Scores:
 
 
 def judged_rows(config: AdaptationConfig, clips: int | None = None) -> list[dict]:
-  """Rows of held-out people: neutral clips and those of the highest level, the portrait of another, neutral clip."""
+  """Rows of held-out people: neutral clips and those of the highest level, the portrait of another, neutral clip.
+
+  clips: as many of them, of every emotion alike.
+  """
   batches = dataclasses.replace(config.batches, reference="person")
   rows = []
   with diffusion_batches(
@@ -66,7 +72,18 @@ def judged_rows(config: AdaptationConfig, clips: int | None = None) -> list[dict
       ]
   if not rows:
     raise InputError(f"{', '.join(config.emotional)} has no labelled clips in '{config.validation_split}' to judge by")
-  return rows if clips is None else [rows[i] for i in np.linspace(0, len(rows) - 1, min(clips, len(rows))).astype(int)]
+  return rows if clips is None else _of_every_emotion(rows, clips, generator(config.loop.seed, _JUDGED))
+
+
+def _of_every_emotion(rows, count, rng):
+  """`count` of the rows, or all, in random order: one of each emotion in turn, for as long as there are any."""
+  taken = collections.Counter()
+  ranked = []
+  for i in rng.permutation(len(rows)):
+    emotion = int(rows[i]["emotion"])
+    ranked.append((taken[emotion], i))
+    taken[emotion] += 1
+  return [rows[i] for _, i in sorted(ranked, key=lambda one: one[0])[:count]]
 
 
 def judge(

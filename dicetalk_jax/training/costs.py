@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from dicetalk_jax.conversion.engine import flatten
+from dicetalk_jax.models.layers import MATERIALISED
 
 # Dense bfloat16 peaks of NVIDIA's and Google's data sheets, in FLOP/s, by what `device_kind` contains; first match.
 _PEAKS = (
@@ -78,6 +79,8 @@ def count_flops(function: Callable, *inputs) -> Flops:
 def _count(jaxpr, prefix, times, groups):
   for equation in jaxpr.eqns:
     where = f"{prefix}/{equation.source_info.name_stack}"
+    if MATERIALISED in where:
+      continue
     if flops := _flops(equation):
       groups[_group(where)] += times * flops
     repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1

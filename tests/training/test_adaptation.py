@@ -188,6 +188,29 @@ def test_ablations_leave_weights_that_generate_as_they_were_trained(config, cond
   np.testing.assert_array_equal(*ours)
 
 
+def test_what_is_judged_has_every_emotion_alike(config, monkeypatch):
+  # Neutral clips, and those of the highest level: person by person, as sets hold them.
+  rows = [
+    dict(valid=np.ones(1, bool), emotion=np.array([emotion]), level=np.array([3]), clip=np.array([clip]))
+    for clip, emotion in enumerate([0, 1, 4] * 6)
+  ]
+  monkeypatch.setattr("dicetalk_jax.evaluation.ablations.diffusion_batches", lambda *of, **options: _Open(rows))
+  assert len(judged_rows(config)) == 18
+  chosen = judged_rows(config, 9)
+  assert sorted(int(row["emotion"]) for row in chosen) == [0] * 3 + [1] * 3 + [4] * 3
+  assert len({int(row["clip"]) for row in chosen}) == 9
+  assert [int(row["clip"]) for row in judged_rows(config, 9)] == [int(row["clip"]) for row in chosen]
+  assert len(judged_rows(config, 100)) == 18
+
+
+class _Open(list):
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *of):
+    pass
+
+
 @pytest.mark.slow
 def test_an_ablation_is_judged_once(config, tmp_path, monkeypatch):
   folder = write_clips(
