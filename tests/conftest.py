@@ -6,9 +6,14 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 import zlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  # What takes a second or more to compile is compiled once a run, for all its processes and theirs.
+  compiled = tempfile.TemporaryDirectory(prefix="dicetalk_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 
 import jax
 import numpy as np
