@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import quick_compilation
 from talkers import stand_in_params
 
 from dicetalk_jax.cli import main
@@ -14,6 +15,12 @@ from dicetalk_jax.training.widening import widen
 
 UNET = small_unet((8, 16), width=8, head=4, groups=4)
 NETWORKS = {"unet": UNET, **small_conditioning(8, 16, width=8, pose_features=(4, 4, 4, 4))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+  with quick_compilation():
+    yield
 
 
 @pytest.fixture(scope="module")
