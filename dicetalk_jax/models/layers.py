@@ -38,7 +38,7 @@ def materialised_gradient(x):
   """x (..., c) itself, whose gradient is written to memory on a CPU; elsewhere it is left to the compiler.
 
   XLA on a CPU fuses a gradient into each of those that read it, and so computes the chain that leads to it once for
-  each, of a residual stream's a fifth of a training step. It fuses nothing into a matrix product, here by the identity.
+  each: up to a fifth of a small U-Net's whole gradient. It fuses nothing into a matrix product, here by the identity.
   """
   return x
 
