@@ -79,6 +79,10 @@ def main():
   parser.add_argument("--measuring", type=pathlib.Path, help="folder of `dicetalk train measuring`; default: made here")
   parser.add_argument("--measuring-steps", type=int, default=MeasuringConfig().loop.steps)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+  parser.add_argument(
+    "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="some of them, as for several devices"
+  )
+  parser.add_argument("--trainable", default="attention", help="what of the base trains: attention, all, …")
   parser.add_argument("--judged", type=int, default=64, help="clips that each variant makes")
   options = parser.parse_args()
   use_fast_convolutions()
@@ -86,15 +90,16 @@ def main():
   measuring = measuring_network(options)
   config = override(load_preset(options.config, AdaptationConfig), options.set)
   weights = base_weights(config, options)
-  config = override(config, [f"weights={weights}", f"loop.steps={options.steps}", "trainable=attention"])
+  config = override(config, [f"weights={weights}", f"loop.steps={options.steps}", f"trainable={options.trainable}"])
   results = []
 
   def report(variant, seed, step, metrics):
     if step % config.loop.log_every == 0:
       print(f"{variant}, seed {seed}: step {step}, denoising {metrics['denoising']:.4f}", flush=True)
 
+  variants = {name: VARIANTS[name] for name in options.variants}
   for result in run_ablations(
-    config, measuring, options.out, VARIANTS, options.seeds, clips=options.judged, report=report
+    config, measuring, options.out, variants, options.seeds, clips=options.judged, report=report
   ):
     results.append(result)
     print(table(results), flush=True)

@@ -1,0 +1,133 @@
+"""A training step of the full-size adaptation on one accelerator: seconds, share of the data sheet's peak, memory.
+
+    python benchmarks/adaptation_gpu.py --batches 1 2 4
+
+`configs/adaptation_512.py` as it is, 512×512 pixels and 25 frames in bfloat16 with blocks computed again, on one
+device: the same networks, untrained, the same state, step and batches as `dicetalk train adaptation`, from encoded clips
+of random values. Each batch is compiled, run once, and then timed. `--tiny` shows on any machine that everything runs.
+"""
+
+import argparse
+import dataclasses
+import functools
+import math
+import pathlib
+import statistics
+import tempfile
+import time
+
+import common
+import data_loading
+import jax
+
+from dicetalk_jax.config import load_preset
+from dicetalk_jax.conversion.architectures import RELEASED, small_conditioning, small_unet
+from dicetalk_jax.data.batches import diffusion_batches
+from dicetalk_jax.parallel.mesh import MeshConfig
+from dicetalk_jax.parallel.placement import Placement
+from dicetalk_jax.training.adaptation import adaptation_loss
+from dicetalk_jax.training.config import AdaptationConfig
+from dicetalk_jax.training.costs import peak_flops, training_flops
+from dicetalk_jax.training.networks import set_up, trainable_patterns
+from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.overrides import override
+from dicetalk_jax.training.state import TrainState
+from dicetalk_jax.training.step import make_step
+
+# Widths of tokens, of Whisper-tiny's states and of CLIP's embeddings are the data's.
+SMALL = small_conditioning(32, 64, width=1024, states=5, d_model=384, pose_features=(8, 16, 32, 32))
+TINY = RELEASED | {"unet": small_unet((32, 64), width=1024), **SMALL}
+
+
+def configuration(options, folder, batch):
+  config = load_preset("configs/adaptation_512.py", AdaptationConfig)
+  changes = [f"emotional={folder}", f"weights={folder}/untrained", "optimizer.accumulate=1", f"batches.batch={batch}"]
+  config = override(config, changes + ["batches.frames=3"] * options.tiny + options.set)
+  # Half of a batch from another set would be the same work.
+  config = dataclasses.replace(config, regular=(), mesh=MeshConfig(1, 1, 1))
+  return dataclasses.replace(config, networks=TINY) if options.tiny else config
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def draw(key, shape, dtype):
+  """Of a size that keeps a network's states near one."""
+  scale = math.prod(shape[:-1]) ** -0.5 if len(shape) > 1 else 0.1
+  return scale * jax.random.normal(key, shape, dtype)
+
+
+def random_state(setup, config, optimizer):
+  """As `training.adaptation.initial_state`, of random parameters drawn one by one: that compiles in seconds."""
+  leaves, tree = jax.tree.flatten(setup.shapes)
+  keys = jax.random.split(jax.random.key(0, impl="rbg"), len(leaves))
+  params = tree.unflatten(draw(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True))
+  ema = config.optimizer.ema_decay > 0
+  return TrainState.create(
+    params, optimizer, jax.random.key(1), trainable_patterns(config), ema=ema, frozen_dtype=setup.dtype
+  )
+
+
+def measured(options, folder, batch):
+  """What a step of so many clips takes: seconds of each that was timed, operations, and memory."""
+  config = configuration(options, folder, batch)
+  setup = set_up(config, needs_weights=False)
+  optimizer = make_optimizer(config.optimizer, config.loop.steps)
+  placement = Placement.alone()
+  with diffusion_batches(config.emotional, config=config.batches) as batches:
+    # Where a step leaves it, so that the second does not compile again.
+    state = jax.device_put(random_state(setup, config, optimizer), placement.replicated)
+    step = make_step(
+      adaptation_loss(setup, config.objective),
+      optimizer,
+      make_schedule(config.optimizer, config.loop.steps),
+      config.optimizer.ema_decay,
+    )
+    flops = training_flops(setup, config.objective, state.params, state.frozen, batches.source[0]).total
+    start = time.perf_counter()
+    state, metrics = step(state, placement.place(next(batches)))
+    loss = float(metrics["loss"])
+    compiling, seconds = time.perf_counter() - start, []
+    for _ in range(options.repeats):
+      given = jax.block_until_ready(placement.place(next(batches)))
+      start = time.perf_counter()
+      state, metrics = step(state, given)
+      loss = float(metrics["loss"])
+      seconds.append(time.perf_counter() - start)
+  trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.frozen))
+  memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
+  return dict(seconds=seconds, flops=flops, memory=memory, compiling=compiling, loss=loss, sizes=(trained, frozen))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4], help="clips of a step, smallest first")
+  parser.add_argument("--repeats", type=int, default=5, help="steps that are timed")
+  parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting of the preset")
+  parser.add_argument("--tiny", action="store_true", help="small networks and 3 frames, to see that it runs")
+  options = parser.parse_args()
+  peak, kind = peak_flops(), jax.local_devices()[0].device_kind
+  rows = []
+  with tempfile.TemporaryDirectory() as folder:
+    data_loading.write_clips(pathlib.Path(folder))
+    for batch in sorted(options.batches):
+      try:
+        found = measured(options, folder, batch)
+      except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+          raise
+        print(f"{batch} clips: more memory than the device has", flush=True)
+        break
+      print(f"{batch} clips: {found}", flush=True)
+      median = statistics.median(found["seconds"])
+      frames = batch * configuration(options, folder, batch).batches.frames
+      figures = f"{median:.3f}", f"{min(found['seconds']):.3f} to {max(found['seconds']):.3f}", f"{frames / median:.1f}"
+      share = found["flops"] / median / peak
+      rows.append((str(batch), *figures, f"{found['flops'] / 1e12:.1f}", f"{share:.1%}", f"{found['memory'] / 1e9:.1f}"))
+  common.print_table(
+    f"{kind}, jax {jax.__version__}; peak {peak / 1e12:.0f} TFLOP/s; medians of {options.repeats} steps",
+    ("clips", "s a step", "least to most", "frames/s", "TFLOP", "utilisation", "peak memory, GB"),
+    rows,
+  )
+
+
+if __name__ == "__main__":
+  main()
