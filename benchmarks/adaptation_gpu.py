@@ -3,8 +3,9 @@
     python benchmarks/adaptation_gpu.py --batches 1 2 4
 
 `configs/adaptation_512.py` as it is, 512×512 pixels and 25 frames in bfloat16 with blocks computed again, on one
-device: the same networks, untrained, the same state, step and batches as `dicetalk train adaptation`, from encoded clips
-of random values. Each batch is compiled, run once, and then timed. `--tiny` shows on any machine that everything runs.
+device: the same networks, untrained, the same state, step and batches as `dicetalk train adaptation`, from encoded
+clips of random values. Each batch is compiled, run once, and then timed. `--tiny` shows on any machine that everything
+runs.
 """
 
 import argparse
@@ -120,8 +121,8 @@ def main():
       median = statistics.median(found["seconds"])
       frames = batch * configuration(options, folder, batch).batches.frames
       figures = f"{median:.3f}", f"{min(found['seconds']):.3f} to {max(found['seconds']):.3f}", f"{frames / median:.1f}"
-      share = found["flops"] / median / peak
-      rows.append((str(batch), *figures, f"{found['flops'] / 1e12:.1f}", f"{share:.1%}", f"{found['memory'] / 1e9:.1f}"))
+      tera, share = f"{found['flops'] / 1e12:.1f}", f"{found['flops'] / median / peak:.1%}"
+      rows.append((str(batch), *figures, tera, share, f"{found['memory'] / 1e9:.1f}"))
   common.print_table(
     f"{kind}, jax {jax.__version__}; peak {peak / 1e12:.0f} TFLOP/s; medians of {options.repeats} steps",
     ("clips", "s a step", "least to most", "frames/s", "TFLOP", "utilisation", "peak memory, GB"),

@@ -53,7 +53,9 @@ class DiffusionBatchConfig:
 
   mask_scale: the face box grows or shrinks up to this share; mask_shift: it moves up to this share of its size. Both
   are of training alone. reference: the portrait is a frame of the same "clip", or of another clip of the same "person",
-  so that it does not show what the emotion's prior has to tell.
+  so that it does not show what the emotion's prior has to tell. prior: it is taken from the "clip" itself, or in
+  training from any clip of the same "emotion" and level: the prior of a clip tells which clip it is, and a small set is
+  soon known by heart. A clip of unknown emotion has its own.
   """
 
   batch: int = 8
@@ -64,6 +66,7 @@ class DiffusionBatchConfig:
   mask_scale: float = 0.1
   mask_shift: float = 0.05
   reference: Literal["clip", "person"] = "clip"
+  prior: Literal["clip", "emotion"] = "clip"
 
   @property
   def span(self) -> int:
@@ -249,6 +252,8 @@ class _DiffusionSource:
       )
     if config.reference not in ("clip", "person"):
       raise InputError(f"reference '{config.reference}' is not known; choose clip or person")
+    if config.prior not in ("clip", "emotion"):
+      raise InputError(f"prior '{config.prior}' is not known; choose clip or emotion")
     self._config, self._seed, self._training = config, seed, training
     self._rows = Share(process_index, process_count).rows(config.batch, "clips")
     first, second = _Data(emotional, split, pictures=True), _Data(regular, split, pictures=True)
@@ -278,7 +283,7 @@ class _DiffusionSource:
       raise InputError(f"{folders} has pictures of {shown} pixels, which make no batch; encode all at one size")
     self.clips = index.clip
     self.identities, self._identity = np.unique(index.identity, return_inverse=True)
-    self._emotion = index.emotion
+    self._emotion, self._level = index.emotion, index.level
     self.fingerprint = fingerprint_of("diffusion", config, split, seed, training, index)
     self.fingerprint["data"]["emotional"] = len(first.index)
 
@@ -306,7 +311,8 @@ class _DiffusionSource:
     start = starts(clip.num_frames, config.span, 1, rng)[0]
     portrait = clip if config.reference == "clip" else self._another(which, number, rng) or clip
     reference = rng.integers(len(portrait.reference_index)) if rng else 0
-    prior_start = starts(clip.num_frames, config.prior_frames, 1, rng)[0]
+    felt = self._felt_alike(which, number, rng) if rng and config.prior == "emotion" and clip.emotion >= 0 else clip
+    prior_start = starts(felt.num_frames, config.prior_frames, 1, rng)[0]
     frames = start + config.stride * np.arange(config.frames)
     labels = {"emotion": clip.emotion, "level": clip.level, "identity": self._identity[number]}
     labels |= {"clip": number, "start": start}
@@ -318,10 +324,16 @@ class _DiffusionSource:
       "audio": speech_windows(clip.states, frames, config.positions),
       "mask_box": jittered_box(clip.face_box, config.mask_scale, config.mask_shift, rng),
       "image_size": np.array([clip.height, clip.width], np.int32),
-      **Sequences.of(clip).window(prior_start + np.arange(config.prior_frames)),
+      **Sequences.of(felt).window(prior_start + np.arange(config.prior_frames)),
       **{name: np.int32(value) for name, value in labels.items()},
       "valid": np.bool_(valid),
     }
+
+  def _felt_alike(self, which: int, number: int, rng) -> EncodedClip:
+    """A clip of the same set, emotion and level, itself among them."""
+    usable = self._usable[which]
+    alike = usable[(self._emotion[usable] == self._emotion[number]) & (self._level[usable] == self._level[number])]
+    return self._sets[which].clip(alike[rng.integers(len(alike))] - self._firsts[which])
 
   def _another(self, which: int, number: int, rng) -> EncodedClip | None:
     """Another clip of the same person and set, None where there is none; without a generator a neutral one, if any."""

@@ -262,6 +262,34 @@ def test_the_prior_window_is_of_the_clip_and_masked_after_its_end(mead, hdtf):
   assert {55, 64} <= lengths
 
 
+def test_the_prior_may_be_of_any_clip_of_the_emotion_and_level(mead, hdtf):
+  config = dataclasses.replace(DIFFUSION, prior="emotion")
+  clips = {c.clip: c for c in MEAD + HDTF}
+
+  def told_by(batch, i):
+    """The clip whose speech the prior's window is."""
+    n = int(batch["speech_mask"][i].sum())
+    for c in clips.values():
+      speech = c.states[:, -1].astype(np.float32).reshape(-1, 2, WIDTH).mean(axis=1)
+      if any(np.allclose(speech[s : s + n], batch["speech"][i][:n], atol=1e-6) for s in range(len(speech) - n + 1)):
+        return c
+    raise AssertionError("the window is of no clip")
+
+  with make("diffusion", mead, hdtf, config=config) as batches:
+    seen = [
+      (clips[batches.source.clips[batch["clip"][i]]], told_by(batch, i)) for batch in take(batches, 8) for i in range(4)
+    ]
+  labelled = [pair for pair in seen if pair[0].emotion >= 0]
+  assert all((own.emotion, own.level) == (other.emotion, other.level) for own, other in labelled)
+  # Both of the two people who have each.
+  assert {own.identity != other.identity for own, other in labelled} == {True, False}
+  assert all(own.clip == other.clip for own, other in seen if own.emotion < 0)
+  with make("diffusion", mead, hdtf, config=config, training=False) as batches:
+    for batch in batches:
+      for i in np.flatnonzero(batch["valid"]):
+        assert told_by(batch, i).clip == batches.source.clips[batch["clip"][i]]
+
+
 def test_embedder_groups(mead, hdtf):
   batches = make("embedder", mead, hdtf)
   source, clips = batches.source, MEAD + HDTF
@@ -387,6 +415,8 @@ def test_records_come_back_as_they_were(mead):
 def test_a_portrait_of_something_else_is_refused(mead, hdtf):
   with pytest.raises(InputError, match="'somebody'"):
     make("diffusion", mead, hdtf, config=dataclasses.replace(DIFFUSION, reference="somebody"))
+  with pytest.raises(InputError, match="prior 'somebody'"):
+    make("diffusion", mead, hdtf, config=dataclasses.replace(DIFFUSION, prior="somebody"))
 
 
 def test_what_cannot_be_batched(tmp_path, mead, hdtf):
