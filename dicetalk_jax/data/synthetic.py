@@ -11,12 +11,14 @@ import numpy as np
 
 from dicetalk_jax.data.building import Job
 from dicetalk_jax.data.layout import Listing
-from dicetalk_jax.data.records import EMOTIONS, LEVELS, Clip, encode_frames
+from dicetalk_jax.data.records import EMOTIONS, LEVELS, SAMPLES_PER_FRAME, Clip, encode_frames
 from dicetalk_jax.errors import InputError
 
 _LARGEST = 1024
 # People of a seed are numbered from here; those of the test split from further up, so that no size of a set mixes them.
 _PEOPLE_PER_SEED, _FIRST_TEST = 1_000_000, 500_000
+# What a random draw is for: no two share their numbers.
+_SCENES, _CUT = 101, 102
 
 
 def train_person(seed: int, i: int) -> int:
@@ -57,6 +59,13 @@ class SyntheticLayout:
   takes: int = 2
   """Sentences of each person with each emotion and level (22 of these: neutral has one level)."""
 
+  scenes: int | None = None
+  """Of each person only so many of the 22, every emotion before any comes again; none: all. Many people of a few clips
+  each teach how faces differ; few people with all clips are soon known by heart."""
+
+  longest: int | None = None
+  """Frames: of a longer clip so many are drawn, from a random one on, with their sound; none: all."""
+
   size: int = 128
   """Width and height in pixels."""
 
@@ -76,6 +85,10 @@ class SyntheticLayout:
       value = getattr(self, name)
       if not low <= value <= high:
         raise InputError(f"{name} is {value}; it must be from {low} to {high}")
+    for name, low in (("scenes", 1), ("longest", 2)):
+      value = getattr(self, name)
+      if value is not None and value < low:
+        raise InputError(f"{name} is {value}; it must be at least {low}")
     if self.size % 2 or not 64 <= self.size <= _LARGEST:
       raise InputError(f"size {self.size} cannot be drawn: give an even number from 64 to {_LARGEST}")
     if not 0 <= self.seed < 1000:
@@ -95,29 +108,47 @@ class SyntheticLayout:
     from dicetalk_jax.data.world.sentences import sentences
 
     spoken = sentences(split)
-    for emotion in EMOTIONS:
-      for level in LEVELS[:1] if emotion == "neutral" else LEVELS:
-        choice = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level])
-        chosen = choice.permutation(len(spoken))
-        for take in range(self.takes):
-          clip = f"p{person:07d}/{emotion}/level_{level}/{take:03d}"
-          yield Scene(clip, person, emotion, level, spoken[chosen[take % len(spoken)]], take)
+    for emotion, level in self._felt(person):
+      choice = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level])
+      chosen = choice.permutation(len(spoken))
+      for take in range(self.takes):
+        clip = f"p{person:07d}/{emotion}/level_{level}/{take:03d}"
+        yield Scene(clip, person, emotion, level, spoken[chosen[take % len(spoken)]], take)
+
+  def _felt(self, person) -> list[tuple[str, int]]:
+    """The emotions and levels that a person is drawn with."""
+    levels = {emotion: LEVELS[:1] if emotion == "neutral" else LEVELS for emotion in EMOTIONS}
+    every = [(emotion, level) for emotion in EMOTIONS for level in levels[emotion]]
+    if self.scenes is None:
+      return every
+    rng = np.random.default_rng([self.seed, person, _SCENES])
+    # Rounds in which each emotion comes once, with a level that it has not had.
+    orders = {emotion: rng.permutation(levels[emotion]) for emotion in EMOTIONS}
+    rounds = [
+      (EMOTIONS[i], int(orders[EMOTIONS[i]][turn]))
+      for turn in range(len(LEVELS))
+      for i in rng.permutation(len(EMOTIONS))
+      if turn < len(orders[EMOTIONS[i]])
+    ]
+    return sorted(rounds[: self.scenes], key=every.index)
 
   def check(self, root, jobs) -> None:
     """Nothing outside is read that could be wrong."""
 
   def make(self) -> Callable:
-    return functools.partial(_draw, self.size, self.crf, self.labelled)
+    return functools.partial(_draw, self.size, self.crf, self.labelled, self.longest)
 
   def settings(self) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def _draw(size, crf, labelled, scene: Scene) -> Iterator[Clip]:
-  from dicetalk_jax.data.world.drawing import draw_clip
+def _draw(size, crf, labelled, longest, scene: Scene) -> Iterator[Clip]:
+  from dicetalk_jax.data.world.drawing import perform
+  from dicetalk_jax.data.world.renderer import render
 
-  drawn = draw_clip(scene.person, scene.emotion, scene.level, scene.sentence, scene.take, size)
-  frames, count = encode_frames(drawn.frames, crf)
+  clip = perform(scene.person, scene.emotion, scene.level, scene.sentence, scene.take, size)
+  shown = _shown(scene, len(clip.parameters), longest)
+  frames, count = encode_frames(render(clip.identity, clip.parameters[shown], size), crf)
   yield Clip(
     clip=scene.clip,
     source=SyntheticLayout.name,
@@ -127,11 +158,20 @@ def _draw(size, crf, labelled, scene: Scene) -> Iterator[Clip]:
     num_frames=count,
     height=size,
     width=size,
-    face_box=tuple(drawn.face_box),
-    audio=drawn.audio,
+    face_box=clip.face_box,
+    audio=clip.audio[SAMPLES_PER_FRAME * shown.start : SAMPLES_PER_FRAME * shown.stop],
     emotion=scene.emotion if labelled else None,
     level=scene.level if labelled else 0,
-    expression=drawn.expression,
-    truth=drawn.truth,
+    expression=clip.expression[shown],
+    truth=clip.truth[shown],
     sentence=scene.sentence,
   )
+
+
+def _shown(scene: Scene, frames: int, longest: int | None) -> slice:
+  """Which frames of a clip are drawn."""
+  if longest is None or frames <= longest:
+    return slice(0, frames)
+  rng = np.random.default_rng([*scene.clip.encode(), _CUT])
+  start = int(rng.integers(frames - longest + 1))
+  return slice(start, start + longest)

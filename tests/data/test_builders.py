@@ -188,6 +188,23 @@ def test_the_drawn_world_is_the_same_bytes_however_it_is_built(tmp_path):
   assert clip.face_box == tuple(drawn.face_box)
 
 
+def test_a_long_clip_of_the_drawn_world_may_be_cut_with_its_sound(tmp_path):
+  build_set(
+    SyntheticLayout(people=1, test_people=0, takes=1, size=64, scenes=2, longest=20), tmp_path / "set", workers=1
+  )
+  clips = clips_in(tmp_path / "set", "train")
+  assert len(clips) == 2
+  for name, clip in clips.items():
+    _, emotion, level, take = name.split("/")
+    whole = draw_clip(0, emotion, int(level[-1]), clip.sentence, int(take), 64)
+    (start,) = (s for s in range(len(whole.truth) - 19) if np.array_equal(clip.truth, whole.truth[s : s + 20]))
+    shown = slice(start, start + 20)
+    assert clip.num_frames == 20
+    assert np.abs(decode_frames(clip.frames).astype(int) - whole.frames[shown]).mean() < 2
+    np.testing.assert_array_equal(clip.expression, whole.expression[shown])
+    np.testing.assert_allclose(clip.audio, whole.audio[640 * start : 640 * (start + 20)], atol=1e-4)
+
+
 def test_an_unlabelled_world_stands_for_regular_videos(tmp_path):
   builder = Synthetic(
     data_dir=tmp_path, layout=SyntheticLayout(people=1, test_people=0, takes=1, size=64, labelled=False, seed=3)

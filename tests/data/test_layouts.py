@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import os
 
 import numpy as np
@@ -306,8 +307,23 @@ def test_the_drawn_world_holds_out_people_and_sentences():
   assert not {job.work.person for job in other.jobs} & {job.work.person for job in more.jobs}
 
 
+def test_some_scenes_of_each_person_are_spread_over_the_emotions():
+  every = {job.work for job in SyntheticLayout(people=30, test_people=0, takes=1).listing().jobs}
+  of = {n: SyntheticLayout(people=30, test_people=0, takes=1, scenes=n).listing().jobs for n in (3, 8, 12, 22)}
+  for n, jobs in of.items():
+    assert {job.work for job in jobs} <= every
+    for _, mine in itertools.groupby(jobs, key=lambda job: job.work.person):
+      mine = [job.work for job in mine]
+      assert len(mine) == len({(scene.emotion, scene.level) for scene in mine}) == n
+      assert len({scene.emotion for scene in mine}) == min(n, 8)
+  assert {job.work for job in of[22]} == every
+  levels = collections.Counter(job.work.level for job in of[8] if job.work.emotion != "neutral")
+  assert min(levels.values()) > 30 * 7 / 3 / 2
+
+
 @pytest.mark.parametrize(
-  ("field", "value"), [("people", 0), ("takes", 0), ("size", 63), ("size", 100001), ("seed", -1)]
+  ("field", "value"),
+  [("people", 0), ("takes", 0), ("size", 63), ("size", 100001), ("seed", -1), ("scenes", 0), ("longest", 1)],
 )
 def test_a_drawn_world_that_cannot_be(field, value):
   with pytest.raises(InputError, match=f"{field} "):
