@@ -289,6 +289,37 @@ def test_each_validation_is_of_the_same_clips_of_all_people(config, tmp_path, mo
   np.testing.assert_allclose([scalars["denoising"] - bias for scalars in seen], [17, 17], rtol=1e-5)
 
 
+def test_a_validation_tells_how_much_worse_it_is_with_the_emotion_or_speech_of_others(config, tmp_path, monkeypatch):
+  def told(batch):
+    return 100 + batch["speech"].sum() + 2 * batch["audio"].astype(np.float32).sum()
+
+  monkeypatch.setattr(
+    adaptation, "adaptation_loss", lambda *of, **options: lambda params, batch, key: (None, {"denoising": told(batch)})
+  )
+  setup = set_up(config)
+  state, _ = initial_state(setup, config, make_optimizer(config.optimizer, 4))
+  config, options = (
+    dataclasses.replace(config, validation_batches=3),
+    dict(emotional=config.emotional, regular=(), config=config.batches, seed=0),
+  )
+  validate = adaptation._validation(setup, config, options, Placement.alone(), tmp_path, None, None)
+  scalars = validate(state, None)
+  with diffusion_batches(split=config.validation_split, training=False, **options) as found:
+    batches = [found.source[i] for i in (0, 4, 8)]
+  before = [batches[2], batches[0], batches[1]]
+  own = np.mean([told(batch) for batch in batches])
+  felt = np.mean([told(a | {"speech": b["speech"]}) for a, b in zip(batches, before, strict=True)])
+  said = np.mean([told(a | {"audio": b["audio"]}) for a, b in zip(batches, before, strict=True)])
+  np.testing.assert_allclose(scalars["denoising"], own, rtol=1e-5)
+  np.testing.assert_allclose(scalars["other_emotion"], felt / own - 1, rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(scalars["other_speech"], said / own - 1, rtol=1e-3, atol=1e-6)
+  # With one batch there are no others.
+  one = dataclasses.replace(config, validation_batches=1)
+  assert set(adaptation._validation(setup, one, options, Placement.alone(), tmp_path, None, None)(state, None)) == {
+    "denoising"
+  }
+
+
 def test_data_that_other_networks_encoded_is_refused(config, weights, tmp_path):
   ours = {name: fingerprint(weights.load(name)) for name in ("vae", "image_encoder", "audio_encoder")}
   data = write_clips(tmp_path / "drawn", people=("M003",), clips=1, pictures=True, states=(3, 64))
