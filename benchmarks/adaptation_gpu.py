@@ -2,10 +2,10 @@
 
     python benchmarks/adaptation_gpu.py --batches 1 2 4
 
-`configs/adaptation_512.py` as it is, 512×512 pixels and 25 frames in bfloat16 with blocks computed again, on one
-device: the same networks, untrained, the same state, step and batches as `dicetalk train adaptation`, from encoded
-clips of random values. Each batch is compiled, run once, and then timed. `--tiny` shows on any machine that everything
-runs.
+`configs/adaptation_512.py` without its accumulation and its regular half, 512×512 pixels and 25 frames in bfloat16 with
+blocks computed again, on one device: networks of random parameters, and the step and batches of `dicetalk train
+adaptation`, from encoded clips of random values. Each batch is compiled, run once, and then timed. `--tiny` shows on
+any machine that everything runs.
 """
 
 import argparse

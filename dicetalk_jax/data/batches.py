@@ -127,7 +127,8 @@ def diffusion_batches(
   (b, frames, positions, layers + 1, d) float16 as `inference.conditions.frame_windows` cuts it; mask_box (b, 4)
   float32, the face's x, y, w, h in pixels, and image_size (b, 2) int32, height and width; expression
   (b, prior_frames, 64), expression_mask, speech (b, prior_frames, d), speech_mask as of `embedder_batches`, a window of
-  its own of the same clip; emotion, level, identity, clip (b,) int32; start (b,) int32, the first frame; valid (b,).
+  its own of that clip (`config.prior`); emotion, level, identity, clip (b,) int32; start (b,) int32, the first frame;
+  valid (b,).
 
   training=False: every clip once, in order, the middle of it, with the first reference frame, of a person's neutral
   clip where it is of another one and there is one, then it ends. Raises

@@ -17,6 +17,8 @@ from dicetalk_jax.errors import InputError
 _LARGEST = 1024
 # People of a seed are numbered from here; those of the test split from further up, so that no size of a set mixes them.
 _PEOPLE_PER_SEED, _FIRST_TEST = 1_000_000, 500_000
+# Neutral has one level.
+_SCENES_IN_ALL = 1 + (len(EMOTIONS) - 1) * len(LEVELS)
 # What a random draw is for: no two share their numbers.
 _SCENES, _CUT = 101, 102
 
@@ -85,10 +87,10 @@ class SyntheticLayout:
       value = getattr(self, name)
       if not low <= value <= high:
         raise InputError(f"{name} is {value}; it must be from {low} to {high}")
-    for name, low in (("scenes", 1), ("longest", 2)):
-      value = getattr(self, name)
-      if value is not None and value < low:
-        raise InputError(f"{name} is {value}; it must be at least {low}")
+    if self.scenes is not None and not 1 <= self.scenes <= _SCENES_IN_ALL:
+      raise InputError(f"scenes is {self.scenes}; it must be from 1 to {_SCENES_IN_ALL}")
+    if self.longest is not None and self.longest < 2:
+      raise InputError(f"longest is {self.longest}; it must be at least 2")
     if self.size % 2 or not 64 <= self.size <= _LARGEST:
       raise InputError(f"size {self.size} cannot be drawn: give an even number from 64 to {_LARGEST}")
     if not 0 <= self.seed < 1000:

@@ -232,7 +232,7 @@ def _validation(setup, config, options, placement, folder, warn, validated):
     for i, batch in enumerate(batches):
       metrics = measured(params, batch, i)
       if len(batches) > 1:
-        # Of other people; where a batch is filled up, its own are of the same clip.
+        # Those of the batch before, which lies far off in the set; neighbours in a batch may be of one person.
         metrics |= {
           name: measured(params, batch | {key: batches[i - 1][key] for key in keys}, i)["denoising"]
           for name, keys in _EXCHANGED.items()

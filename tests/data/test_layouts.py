@@ -323,7 +323,16 @@ def test_some_scenes_of_each_person_are_spread_over_the_emotions():
 
 @pytest.mark.parametrize(
   ("field", "value"),
-  [("people", 0), ("takes", 0), ("size", 63), ("size", 100001), ("seed", -1), ("scenes", 0), ("longest", 1)],
+  [
+    ("people", 0),
+    ("takes", 0),
+    ("size", 63),
+    ("size", 100001),
+    ("seed", -1),
+    ("scenes", 0),
+    ("scenes", 23),
+    ("longest", 1),
+  ],
 )
 def test_a_drawn_world_that_cannot_be(field, value):
   with pytest.raises(InputError, match=f"{field} "):

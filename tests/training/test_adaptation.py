@@ -291,7 +291,8 @@ def test_each_validation_is_of_the_same_clips_of_all_people(config, tmp_path, mo
 
 def test_a_validation_tells_how_much_worse_it_is_with_the_emotion_or_speech_of_others(config, tmp_path, monkeypatch):
   def told(batch):
-    return 100 + batch["speech"].sum() + 2 * batch["audio"].astype(np.float32).sum()
+    # No sum of what each has by itself: its mean would stay the same however batches exchange theirs.
+    return 10_000 + batch["clip"].sum() * (batch["speech"].sum() + 2 * batch["audio"].astype(np.float32).sum())
 
   monkeypatch.setattr(
     adaptation, "adaptation_loss", lambda *of, **options: lambda params, batch, key: (None, {"denoising": told(batch)})
@@ -310,6 +311,7 @@ def test_a_validation_tells_how_much_worse_it_is_with_the_emotion_or_speech_of_o
   own = np.mean([told(batch) for batch in batches])
   felt = np.mean([told(a | {"speech": b["speech"]}) for a, b in zip(batches, before, strict=True)])
   said = np.mean([told(a | {"audio": b["audio"]}) for a, b in zip(batches, before, strict=True)])
+  assert min(abs(felt / own - 1), abs(said / own - 1)) > 1e-4
   np.testing.assert_allclose(scalars["denoising"], own, rtol=1e-5)
   np.testing.assert_allclose(scalars["other_emotion"], felt / own - 1, rtol=1e-3, atol=1e-6)
   np.testing.assert_allclose(scalars["other_speech"], said / own - 1, rtol=1e-3, atol=1e-6)
