@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 PEOPLE = (3, 8, 11, 14, 19, 23, 30, 42)
 SENTENCES = ("We bought a map of the old town.", "Please wait for me outside.")
 SIDE = 128
-DRAWN = 208  # pixels of a picture of which a face of SIDE is cut
+DRAWN = 150
 SHOWN = 16
 
 
