@@ -24,8 +24,11 @@ from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.media.audio import CHUNK_SAMPLES, log_mel
 from dicetalk_jax.media.files import expanded
 from dicetalk_jax.media.image import clip_pixels
+from dicetalk_jax.models.vae import ENCODING_PARTS
 
 _NETWORKS = {"all": ("vae", "image_encoder", "audio_encoder"), "audio": ("audio_encoder",)}
+# Of a network only these encode: the VAE's decoder may be another than it was when a set was encoded.
+_PARTS = {"vae": ENCODING_PARTS}
 # Whisper's positions a chunk of 30 s, at 50 Hz.
 _POSITIONS = CHUNK_SAMPLES // 320
 # Batches that the device may have in hand while the next is filled.
@@ -51,12 +54,10 @@ class Encoders:
     self._batch, self._chunks = batch * len(devices), (1 if on_cpu else 4) * len(devices)
     self.fingerprints, self._params, self._modules = {}, {}, {}
     for name in _NETWORKS[what]:
-      params = weights.load(name)
+      params = _encoding_part(name, weights.load(name))
       self.fingerprints[name] = fingerprint(params)
       # Sound is encoded once a clip, in the precision of `inference.pipeline`.
       compute = jnp.float32 if name == "audio_encoder" else DTYPES[self.dtype_name]
-      if name == "vae":
-        params = {part: params[part] for part in ("encoder", "quant_conv")}
       cast = jax.tree.map(lambda leaf, compute=compute: leaf.astype(compute), params)
       self._params[name], self._modules[name] = jax.device_put(cast, everywhere), weights.module(name, compute)
 
@@ -291,12 +292,16 @@ def check_encoded_with(
     for name in networks:
       if name in made_with and name in weights.config["networks"]:
         if name not in ours:
-          ours[name] = fingerprint(read_item(weights.folder / name))
+          ours[name] = fingerprint(_encoding_part(name, read_item(weights.folder / name)))
         if made_with[name] != ours[name]:
           raise InputError(
             f"{folder} was encoded with another {name.replace('_', ' ')} than that of {weights.folder}; give the "
             "weights that it was encoded with, or encode it again with these"
           )
+
+
+def _encoding_part(name: str, params: Mapping) -> Mapping:
+  return {part: params[part] for part in _PARTS[name]} if name in _PARTS else params
 
 
 def fingerprint(params: Mapping) -> str:

@@ -19,6 +19,10 @@ from dicetalk_jax.models.layers import (
 )
 
 
+# What of the parameters makes latents of pictures.
+ENCODING_PARTS = ("encoder", "quant_conv")
+
+
 class VAE(nn.Module):
   """Encoder and temporal decoder (diffusers' AutoencoderKLTemporalDecoder).
 

@@ -13,7 +13,7 @@ from tensorboardX import summary
 
 from dicetalk_jax.data.pictures import frame_batches
 from dicetalk_jax.diffusion.picture_losses import kl_loss, psnr, pyramid_loss
-from dicetalk_jax.models.vae import VAE
+from dicetalk_jax.models.vae import ENCODING_PARTS, VAE
 from dicetalk_jax.training.autoencoder_start import as_thumbnail
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.foundations import begin, check_downscale, check_weights, finish, fit, held_out, validation
@@ -122,13 +122,15 @@ def train_autoencoder(
       loop,
       folder,
       frames=batches_config.batch * batches_config.frames,
+      trainable=config.trainable,
       validate=_validation(config, model, options, warn, validated),
       report=report,
       progress=progress,
       warn=warn,
     )
   params, architecture = outcome.state.averaged(), dict(beginning.architecture)
-  if outcome.status == Status.FINISHED:
+  # What is encoded stays as it was, its scale included, where only the decoder has changed.
+  if outcome.status == Status.FINISHED and not outcome.state.params.keys().isdisjoint(ENCODING_PARTS):
     with frame_batches(list(config.data), training=False, limit=config.scaling_clips, **options) as finite:
       architecture["scaling_factor"] = latent_scale(model, params, finite)
   return finish(beginning, outcome, params, folder, architecture), outcome

@@ -91,6 +91,10 @@ class AutoencoderConfig:
   model: AutoencoderModelConfig = AutoencoderModelConfig()
   """Sizes of a new VAE."""
 
+  trainable: str = ""
+  """A regular expression: the parameters that it is found in the paths of train. With "^decoder" the latents of sets
+  that are encoded stay true, and only how they are drawn improves; empty: all train."""
+
   batches: FrameBatchConfig = dataclasses.field(default_factory=FrameBatchConfig)
   """Runs, frames of each, augmentation."""
 

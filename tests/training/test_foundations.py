@@ -123,6 +123,18 @@ def test_an_autoencoder_draws_people_it_has_not_seen(data, tmp_path, heard):
   assert drawn.shape == (2, 16, 16, 3) and np.abs(drawn - frames[0] / 255).mean() < 0.15
 
 
+def test_a_decoder_alone_can_learn_while_encoded_sets_stay_true(data, tmp_path):
+  config = dataclasses.replace(AUTOENCODER, data=(data,), loop=loop(2))
+  train_autoencoder(config, tmp_path / "whole")
+  config = dataclasses.replace(config, weights=str(tmp_path / "whole" / "weights"), trainable="^decoder")
+  train_autoencoder(config, tmp_path / "decoder")
+  first, then = (Weights.open(tmp_path / run / "weights") for run in ("whole", "decoder"))
+  assert then.config == first.config, "latents are scaled otherwise than they were"
+  before, after = (flatten(weights.load("vae")) for weights in (first, then))
+  changed = {path.partition("/")[0] for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
+  assert changed == {"decoder"}
+
+
 def test_a_new_autoencoder_begins_with_a_small_copy():
   model = build("vae", autoencoder_architecture(AUTOENCODER))
   frames = np.random.default_rng(0).uniform(-1, 1, (1, 2, 16, 16, 3)).astype(np.float32)
