@@ -18,7 +18,6 @@ from dicetalk_jax.models.layers import (
   over_frames,
 )
 
-
 # What of the parameters makes latents of pictures.
 ENCODING_PARTS = ("encoder", "quant_conv")
 

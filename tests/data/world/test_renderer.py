@@ -35,7 +35,7 @@ def part(size, top, bottom, left=-0.5 / FACE, right=0.5 / FACE):
 
 
 def changed(before, after, threshold=6):
-  """Rows and columns, in face heights from the picture's middle, of pixels that changed: (top, bottom, left, right), and how many."""
+  """Where pixels changed, in face heights from the picture's middle: top, bottom, left, right; and how many."""
   rows, columns = np.nonzero(np.abs(after - before).max(-1) > threshold)
   assert len(rows), "nothing changed"
   edges = np.array([rows.min(), rows.max() + 1, columns.min(), columns.max() + 1])
