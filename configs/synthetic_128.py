@@ -1,17 +1,22 @@
 """Everything from nothing on the drawn world at 128 pixels, in pieces, on a CPU.
 
 dicetalk data build synthetic --out data/drawn --people 48 --test-people 12 --takes 1
+dicetalk data build synthetic --out data/people --people 250 --test-people 4 --takes 1 --scenes 8 --longest 24 --seed 3
 for stage in autoencoder image-encoder audio-encoder; do
   dicetalk train $stage --config configs/synthetic_128.py
 done
 dicetalk train autoencoder --config configs/synthetic_128.py --out runs/drawn/faces \
-  --set weights=runs/drawn/audio_encoder/weights --set batches.crop=48 --set batches.faces=0.75 --set batches.batch=6 \
-  --set optimizer.learning_rate=4e-4 --set loop.steps=2800
+  --set weights=runs/drawn/audio_encoder/weights --set data=data/people --set batches.faces=0.8 --set batches.batch=8 \
+  --set batches.frames=1 --set optimizer.kind=muon --set loop.steps=2800
 dicetalk train frame-interpolator --config configs/synthetic_128.py
-dicetalk data encode data/drawn encoded/drawn --weights runs/drawn/frame_interpolator/weights
+for set in drawn people; do
+  dicetalk data encode data/$set encoded/$set --weights runs/drawn/frame_interpolator/weights
+done
 dicetalk train embedder   --config configs/synthetic_128.py
 dicetalk train adaptation --config configs/synthetic_128.py
-dicetalk priors encoded/drawn --weights runs/drawn/adaptation/weights --out weights_drawn
+dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/windows \
+  --set weights=runs/drawn/adaptation/weights --set batches.batch=4 --set batches.frames=4 --set loop.steps=1000
+dicetalk priors encoded/drawn --weights runs/drawn/windows/weights --out weights_drawn
 
 Up to 3.5 GB of memory. Time on two cores: docs/training.md, which also tells of what is already in the package.
 """
@@ -36,7 +41,7 @@ from dicetalk_jax.training.config import (
 )
 
 # What `dicetalk pack` gives its weights as defaults.
-generation = GenerationConfig(size=128, steps=10, identity_scale=1.5, emotion_scale=2.0)
+generation = GenerationConfig(size=128, steps=10, identity_scale=2.0, emotion_scale=4.0)
 DATA, ENCODED, RUNS = "data/drawn", "encoded/drawn", "runs/drawn"
 # Of tokens, embeddings, Whisper's states and priors.
 WIDTH = 64
@@ -122,14 +127,15 @@ adaptation = AdaptationConfig(
     **_CONDITIONING,
     "emotion_model": _CONDITIONING["emotion_model"] | {"prior_dim": WIDTH},
   },
-  emotional=(ENCODED,),
+  emotional=(ENCODED, "encoded/people"),
   size=128,
   trainable=("all",),
-  batches=DiffusionBatchConfig(batch=4, frames=4, prior_frames=48, reference="person"),
-  # Learns more in a step than Adam: docs/training.md has the figures.
-  optimizer=dataclasses.replace(optimizer(5e-3, 50, 0.995), kind="muon"),
+  # Single frames of many clips teach emotions; windows of frames come after. docs/training.md has the figures.
+  batches=DiffusionBatchConfig(batch=16, frames=1, prior_frames=48, reference="person"),
+  # Learns more in a step than Adam.
+  optimizer=dataclasses.replace(optimizer(1.5e-3, 50, 0.995), kind="muon"),
   # Noise that hides a latent of 64x64 hides more than all of one of 16x16.
-  objective=ObjectiveConfig(sigma_mean=0.0, sigma_std=1.4),
+  objective=ObjectiveConfig(sigma_mean=0.5, sigma_std=1.4),
   loop=loop(6000),
   samples=SamplesConfig(
     clips=2,
@@ -141,4 +147,4 @@ adaptation = AdaptationConfig(
 )
 
 # What `dicetalk evaluate` measures with; it sees true frames alone.
-measuring = MeasuringConfig(out=f"{RUNS}/measuring", data=(DATA,))
+measuring = MeasuringConfig(out=f"{RUNS}/measuring", data=(DATA,), people=6000)
