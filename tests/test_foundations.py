@@ -24,7 +24,7 @@ def test_pictures_come_back_and_people_are_told_apart():
   drawn = vae.apply({"params": params}, mean.reshape(*frames.shape[:2], *mean.shape[1:]), method="decode")
   error = np.square(np.asarray(drawn) - np.asarray(signed).reshape(drawn.shape)).mean((1, 2, 3, 4))
   decibels = 10 * np.log10(4 / error)
-  # 25.4 to 27.2 dB; 30.6 over squares of people that its training has held out.
+  # 25.4 to 27.2 dB, of strong expressions; over whole clips of twelve other people 29.1.
   assert (decibels > 24).all(), decibels
 
   encoder, params = weights.module("image_encoder"), weights.load("image_encoder", jnp.float32)
