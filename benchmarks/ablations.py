@@ -2,9 +2,10 @@
 
     python benchmarks/ablations.py --config configs/synthetic_small.py --clips data/small --out runs/ablations
 
-A base model learns to draw faces that speak, all emotions dropped; then each variant adapts it, alike in all else, with
-an emotion model of its own. What it makes for people not seen, from a neutral portrait of theirs and a clip's sound and
-prior, is judged by a network that was trained on true frames. Every part goes on where it was stopped.
+A base model learns to draw faces that speak, all emotions dropped (or is given, and forgets its emotion model and
+adapters); then each variant adapts it, alike in all else, with an emotion model of its own. What it makes for people not
+seen, from a neutral portrait of theirs and a clip's sound and prior, is judged by a network that was trained on true
+frames. Every part goes on where it was stopped.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import numpy as np
 
 from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.config import load_preset
+from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.data.clip_sets import ClipSets
 from dicetalk_jax.evaluation.ablations import VARIANTS, run_ablations, table
 from dicetalk_jax.evaluation.measuring import Measuring, MeasuringConfig, check, train_measuring
@@ -58,12 +60,25 @@ def base_weights(config, options):
   """The folder of the base without its emotion model, so that each variant begins with a new one."""
   folder = options.out / "base_without_emotion"
   if not folder.exists():
-    base = override(config, [*BASE, f"loop.steps={options.base_steps}"])
-    train_adaptation(base, options.out / "base", report=printer("base", base.loop))
-    trained = Weights.open(options.out / "base" / "weights")
+    if not options.base:
+      base = override(config, [*BASE, f"loop.steps={options.base_steps}"])
+      train_adaptation(base, options.out / "base", report=printer("base", base.loop))
+    trained = Weights.open(options.base or options.out / "base" / "weights")
     kept = {name: trained.load(name) for name in trained.config["networks"] if name != "emotion_model"}
+    if options.base:
+      kept["unet"] = without_emotion(kept["unet"])
     Weights.save(folder, kept, trained.config)
   return folder
+
+
+def without_emotion(unet):
+  """A U-Net's parameters whose emotion adapters begin anew: as copies of the projections that they stand beside."""
+  flat = flatten(unet)
+  for path in flat:
+    layer, adapter, _ = path.partition("_ip_1/")
+    if adapter:
+      flat[path] = flat[f"{layer}/kernel"]
+  return unflatten(flat)
 
 
 def main():
@@ -74,6 +89,9 @@ def main():
     "--clips", required=True, help="drawn set, as built: its test split is what the measuring network is checked on"
   )
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/ablations"))
+  parser.add_argument(
+    "--base", type=pathlib.Path, help="weights folder that the variants begin with; default: made here"
+  )
   parser.add_argument("--base-steps", type=int, default=1500)
   parser.add_argument("--steps", type=int, default=400, help="of each variant")
   parser.add_argument("--measuring", type=pathlib.Path, help="folder of `dicetalk train measuring`; default: made here")
@@ -103,7 +121,8 @@ def main():
   ):
     results.append(result)
     print(table(results), flush=True)
-  print(f"\nbase {options.base_steps} steps, each variant {options.steps}, seeds {options.seeds}; {common.machine()}")
+  base = options.base or f"of {options.base_steps} steps"
+  print(f"\nbase {base}, each variant {options.steps}, seeds {options.seeds}; {common.machine()}")
 
 
 if __name__ == "__main__":

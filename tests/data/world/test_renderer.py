@@ -1,14 +1,15 @@
 """Drawn faces: every parameter does what its meaning says, where it says, and the same at every size."""
 
-import dataclasses
 
 import numpy as np
 import pytest
 
-from dicetalk_jax.data.world.head import FACE
+from dicetalk_jax.data.world.body import Body
+from dicetalk_jax.data.world.head import FACE, Head
 from dicetalk_jax.data.world.identity import Identity, draw_identity
 from dicetalk_jax.data.world.parameters import INDEX, PARAMETERS
 from dicetalk_jax.data.world.renderer import face_box, mouth_geometry, render
+from dicetalk_jax.data.world.skin import light_colour, skin_colour
 from dicetalk_jax.media.face import HaarDetector
 
 PLAIN = Identity(light_x=0.0)
@@ -69,7 +70,7 @@ def test_every_parameter_shows_at_both_ends(parameter, seed):
 def test_a_parameter_changes_its_own_part_of_the_face_only(name):
   parameter = PARAMETERS[INDEX[name]]
   # Down the face at rest: hairline -0.5, eyes -0.02, base of the nose 0.14, mouth 0.28, chin 0.5.
-  top, bottom = {**dict.fromkeys(OF_BROWS, (-0.44, 0)), **dict.fromkeys(OF_EYES, (-0.2, 0.1))}.get(name, (0.11, 0.51))
+  top, bottom = {**dict.fromkeys(OF_BROWS, (-0.44, 0)), **dict.fromkeys(OF_EYES, (-0.2, 0.1))}.get(name, (0.12, 0.5))
   for end in {parameter.low, parameter.high} - {0}:
     first, last, left, right, _ = changed(picture(), picture(**{name: end}))
     assert top <= first and last <= bottom, (name, end, first, last)
@@ -154,12 +155,19 @@ def test_the_nose_travels_farther_than_the_eyes_when_the_head_turns():
 
 
 def test_shoulders_stay_while_the_head_moves():
-  person = dataclasses.replace(PLAIN, hair_length=0.0)
-  rest = picture(person, 512)
-  for name in ("yaw", "pitch", "roll", "shift_x"):
-    moved = np.abs(picture(person, 512, **{name: PARAMETERS[INDEX[name]].high}) - rest).max(-1)
-    # The neck's edges still follow the head a little where it enters the clothes.
-    assert moved[508:].mean() < 0.1 and moved[100:400, 150:350].mean() > 2, name
+  person = draw_identity(5)
+  skin, light = skin_colour(person), light_colour(person)
+  rest, moving = (Body(Head(person, pose(**values), 128), skin, light) for values in ({}, dict(yaw=0.4, shift_x=0.2)))
+  assert rest.clothes[0].alpha.any() and np.abs(moving.neck - rest.neck).max() > 2
+  # What is worn does not move with the neck.
+  for still, then in (
+    (rest.clothes[0], moving.clothes[0]),
+    (rest.opening, moving.opening),
+    (rest.collar, moving.collar),
+  ):
+    assert (then.left, then.top) == (still.left, still.top)
+    np.testing.assert_array_equal(then.alpha, still.alpha)
+  np.testing.assert_array_equal(moving.clothes[1], rest.clothes[1])
 
 
 def test_the_mouth_shows_its_opening_as_it_is_measured():
