@@ -3,9 +3,9 @@
     python benchmarks/ablations.py --config configs/synthetic_small.py --clips data/small --out runs/ablations
 
 A base model learns to draw faces that speak, all emotions dropped (or is given, and forgets its emotion model and
-adapters); then each variant adapts it, alike in all else, with an emotion model of its own. What it makes for people not
-seen, from a neutral portrait of theirs and a clip's sound and prior, is judged by a network that was trained on true
-frames. Every part goes on where it was stopped.
+adapters); then each variant adapts it, alike in all else, with an emotion model of its own. What it makes for people
+not seen, from a neutral portrait of theirs and a clip's sound and prior, is judged by a network that was trained on
+true frames. Every part goes on where it was stopped.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dicetalk_jax.diffusion import guidance, windows
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference import conditions
 from dicetalk_jax.inference.clips import ClipEmbedder, has_embedder
 from dicetalk_jax.inference.decoding import decode_frames, interpolate_frames
@@ -114,7 +114,8 @@ class DiceTalk:
     VAE decodes together. windows_at_once: windows side by side on a device, 0 for all; changes memory and speed only.
     progress(stage, done, total) is called along the way, while denoising after each group of windows; what it raises
     ends the call. show(first, frames) is given frames (n, height, width, 3) as they are decoded, and the first's place.
-    Raises InputError for what cannot be used, before anything slow has begun.
+    Raises InputError for what cannot be used, and WeightsError for weights that cannot make it, before anything slow
+    has begun.
     """
     given = dict(size=size, steps=steps, identity_scale=identity_scale, emotion_scale=emotion_scale)
     own = self.weights.generation
@@ -123,6 +124,8 @@ class DiceTalk:
     )
     plan = self.plan(steps, window, shift, overlap, windows_at_once)
     self._check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed)
+    if interpolate:
+      self._check_interpolator()
     if dtype is not None and (dtype := _dtype(dtype)) != self.dtype:
       self.dtype, self._params = dtype, {}
     resolved, notes = self._resolve_emotion(emotion)
@@ -245,6 +248,13 @@ class DiceTalk:
     sampler = self.weights.config.get("sampler", {})
     noise_levels = {name: sampler[name] for name in ("sigma_min", "sigma_max") if sampler.get(name) is not None}
     return Plan(steps, window, shift, overlap, group, **noise_levels)
+
+  def _check_interpolator(self):
+    if "frame_interpolator" not in self.weights.config["networks"]:
+      raise WeightsError(
+        f"{self.weights.folder} has no frame_interpolator, which 25 frames a second need; give weights with one, or "
+        "make 12.5 a second with --no-interpolate (interpolate=False)."
+      )
 
   @staticmethod
   def _check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed):

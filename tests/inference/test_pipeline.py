@@ -264,6 +264,16 @@ def assert_plays(path, size, seconds):
   assert abs(info.audio_duration - seconds) <= 0.040
 
 
+def test_weights_that_cannot_interpolate_are_refused_before_anything_slow(talker, tmp_path, monkeypatch):
+  networks = {name: of for name, of in talker.weights.config["networks"].items() if name != "frame_interpolator"}
+  without = dataclasses.replace(talker.weights, config=dict(talker.weights.config) | {"networks": networks})
+  monkeypatch.setattr(talker, "weights", without)
+  begun = []
+  with pytest.raises(WeightsError, match="no frame_interpolator, .* --no-interpolate"):
+    talker.generate(PORTRAIT, SPEECH, "happy", **SMALL | {"interpolate": True}, progress=lambda *of: begun.append(of))
+  assert not begun
+
+
 def test_the_saved_video_plays(talker, tmp_path):
   video = talker.generate(PORTRAIT, SPEECH, "happy", **SMALL | {"interpolate": True})
   assert video.fps == 25 and video.frames.shape == (31, 64, 128, 3)

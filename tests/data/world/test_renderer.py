@@ -1,6 +1,5 @@
 """Drawn faces: every parameter does what its meaning says, where it says, and the same at every size."""
 
-
 import numpy as np
 import pytest
 
