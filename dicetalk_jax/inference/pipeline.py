@@ -252,8 +252,8 @@ class DiceTalk:
   def _check_interpolator(self):
     if "frame_interpolator" not in self.weights.config["networks"]:
       raise WeightsError(
-        f"{self.weights.folder} has no frame_interpolator, which 25 frames a second need; give weights with one, or "
-        "make 12.5 a second with --no-interpolate (interpolate=False)."
+        f"{self.weights.folder} has no frame_interpolator, which 25 frames a second need; give weights with one, "
+        "or make 12.5 a second with --no-interpolate (interpolate=False)."
       )
 
   @staticmethod
