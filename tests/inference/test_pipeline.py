@@ -269,7 +269,7 @@ def test_weights_that_cannot_interpolate_are_refused_before_anything_slow(talker
   without = dataclasses.replace(talker.weights, config=dict(talker.weights.config) | {"networks": networks})
   monkeypatch.setattr(talker, "weights", without)
   begun = []
-  with pytest.raises(WeightsError, match="no frame_interpolator, .* --no-interpolate"):
+  with pytest.raises(WeightsError, match="has no frame_interpolator, which 25"):
     talker.generate(PORTRAIT, SPEECH, "happy", **SMALL | {"interpolate": True}, progress=lambda *of: begun.append(of))
   assert not begun
 
