@@ -27,6 +27,10 @@ class GenerationConfig:
   steps: int = 25
   """Denoising steps."""
 
+  sigma_max: float | None = None
+  """Noise level that denoising begins at; default: what the weights name, else 700. From less, a small picture that was
+  trained at less comes out of fewer steps."""
+
   window: int = 25
   """Frames (12.5 a second) that are denoised together."""
 

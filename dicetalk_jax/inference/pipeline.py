@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dicetalk_jax.diffusion import guidance, windows
+from dicetalk_jax.diffusion.edm import SIGMA_MIN
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference import conditions
 from dicetalk_jax.inference.clips import ClipEmbedder, has_embedder
@@ -84,8 +85,9 @@ class DiceTalk:
     crop: bool = False,
     size: float = _Released(512),
     steps: int = _Released(25),
-    window: int = 25,
-    shift: int = 7,
+    sigma_max: float | None = None,
+    window: int = _Released(25),
+    shift: int = _Released(7),
     overlap: int = 0,
     identity_scale: float = _Released(3.0),
     audio_scale: float | None = None,
@@ -105,10 +107,12 @@ class DiceTalk:
 
     image: a path, PIL image or array. audio: a path, 16 kHz array or (array, rate). emotion: see `resolve_emotion`.
     face_box: (x, y, w, h) in pixels of the image as it is shown; without it the largest face found.
-    crop: to a square around the face first. size: of the shorter side, in pixels. steps: of denoising.
+    crop: to a square around the face first. size: of the shorter side, in pixels. steps: of denoising, from noise of
+    sigma_max (the weights', else 700) on.
     window, shift, overlap: frames denoised together, how far windows move each step, frames two windows share.
     identity_scale, audio_scale, emotion_scale: guidance; without an audio_scale speech and emotion share the last.
-    Of size, steps and these, what the weights were made for (`Weights.generation`) goes before the defaults.
+    Of all these but overlap and audio_scale, what the weights were made for (`Weights.generation`) goes before the
+    defaults.
     bank: attend to "all" codes of the emotion bank or to the "nearest". interpolate: 25 frames a second, else 12.5.
     noise (N, h/8, w/8, c) of unit variance replaces `seed`. dtype: for this and later calls. decode_chunk: frames the
     VAE decodes together. windows_at_once: windows side by side on a device, 0 for all; changes memory and speed only.
@@ -117,12 +121,14 @@ class DiceTalk:
     Raises InputError for what cannot be used, and WeightsError for weights that cannot make it, before anything slow
     has begun.
     """
-    given = dict(size=size, steps=steps, identity_scale=identity_scale, emotion_scale=emotion_scale)
+    given = dict(size=size, steps=steps, window=window, shift=shift)
+    given |= dict(identity_scale=identity_scale, emotion_scale=emotion_scale)
     own = self.weights.generation
-    size, steps, identity_scale, emotion_scale = (
+    size, steps, window, shift, identity_scale, emotion_scale = (
       getattr(own, name) if isinstance(value, _Released) else value for name, value in given.items()
     )
-    plan = self.plan(steps, window, shift, overlap, windows_at_once)
+    sigma_max = own.sigma_max if sigma_max is None else sigma_max
+    plan = self.plan(steps, window, shift, overlap, windows_at_once, sigma_max)
     self._check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed)
     if interpolate:
       self._check_interpolator()
@@ -234,7 +240,7 @@ class DiceTalk:
       self._params[network, mesh] = self.weights.load(network, dtype, sharding)
     return self._params[network, mesh]
 
-  def plan(self, steps=25, window=25, shift=7, overlap=0, group=1) -> Plan:
+  def plan(self, steps=25, window=25, shift=7, overlap=0, group=1, sigma_max=None) -> Plan:
     """How a video is denoised with these weights; InputError for numbers that cannot be used."""
     _whole("steps", steps, 1)
     _whole("window", window, 1)
@@ -247,6 +253,11 @@ class DiceTalk:
       raise InputError(f"{error}.") from None
     sampler = self.weights.config.get("sampler", {})
     noise_levels = {name: sampler[name] for name in ("sigma_min", "sigma_max") if sampler.get(name) is not None}
+    if sigma_max is not None:
+      noise_levels["sigma_max"] = sigma_max
+      least = noise_levels.get("sigma_min", SIGMA_MIN)
+      if not _finite(sigma_max) or sigma_max <= least:
+        raise InputError(f"sigma_max {sigma_max} cannot be used: give a noise level above {least}, such as 30 or 700.")
     return Plan(steps, window, shift, overlap, group, **noise_levels)
 
   def _check_interpolator(self):

@@ -192,6 +192,9 @@ class SamplesConfig:
   steps: int = 10
   """Denoising steps."""
 
+  sigma_max: float = 700.0
+  """Noise level that they begin at."""
+
   identity_scale: float = 3.0
   """Guidance towards the portrait."""
 

@@ -68,7 +68,7 @@ def sample_latents(
     audio,
     emotion,
     constants,
-    Plan(config.steps, window=frames, shift=0),
+    Plan(config.steps, window=frames, shift=0, sigma_max=config.sigma_max),
     guidance.scales(config.identity_scale, config.emotion_scale),
     guidance.branches(),
     setup.scaling_factor,
