@@ -1,7 +1,7 @@
 """Everything from nothing on the drawn world at 128 pixels, in pieces, on a CPU.
 
 dicetalk data build synthetic --out data/drawn --people 48 --test-people 12 --takes 1
-dicetalk data build synthetic --out data/people --people 250 --test-people 4 --takes 1 --scenes 8 --longest 24 --seed 3
+dicetalk data build synthetic --out data/people --people 650 --test-people 4 --takes 1 --scenes 6 --longest 24 --seed 3
 for stage in autoencoder image-encoder audio-encoder; do
   dicetalk train $stage --config configs/synthetic_128.py
 done
@@ -14,8 +14,11 @@ for set in drawn people; do
 done
 dicetalk train embedder   --config configs/synthetic_128.py
 dicetalk train adaptation --config configs/synthetic_128.py
+dicetalk widen runs/drawn/adaptation/weights runs/drawn/wider
+dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/wide \
+  --set weights=runs/drawn/wider --set optimizer.schedule=constant --set loop.steps=900
 dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/windows \
-  --set weights=runs/drawn/adaptation/weights --set batches.batch=4 --set batches.frames=4 --set loop.steps=1000
+  --set weights=runs/drawn/wide/weights --set batches.batch=4 --set batches.frames=4 --set loop.steps=1750
 dicetalk priors encoded/drawn --weights runs/drawn/windows/weights --out weights_drawn
 
 Up to 3.5 GB of memory. Time on two cores: docs/training.md, which also tells of what is already in the package.
@@ -40,8 +43,11 @@ from dicetalk_jax.training.config import (
   SamplesConfig,
 )
 
-# What `dicetalk pack` gives its weights as defaults.
-generation = GenerationConfig(size=128, steps=10, identity_scale=2.0, emotion_scale=4.0)
+# What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, and steps there
+# are for nothing. Windows are as long as those that were trained.
+generation = GenerationConfig(
+  size=128, steps=6, sigma_max=30.0, window=4, shift=1, identity_scale=2.0, emotion_scale=4.0
+)
 DATA, ENCODED, RUNS = "data/drawn", "encoded/drawn", "runs/drawn"
 # Of tokens, embeddings, Whisper's states and priors.
 WIDTH = 64
@@ -131,7 +137,8 @@ adaptation = AdaptationConfig(
   size=128,
   trainable=("all",),
   # Single frames of many clips teach emotions; windows of frames come after. docs/training.md has the figures.
-  batches=DiffusionBatchConfig(batch=16, frames=1, prior_frames=48, reference="person"),
+  # A prior of any clip of the emotion: its own tells which clip it is, and the network would know that by heart.
+  batches=DiffusionBatchConfig(batch=16, frames=1, prior_frames=48, reference="person", prior="emotion"),
   # Learns more in a step than Adam.
   optimizer=dataclasses.replace(optimizer(1.5e-3, 50, 0.995), kind="muon"),
   # Noise that hides a latent of 64x64 hides more than all of one of 16x16.
@@ -140,6 +147,7 @@ adaptation = AdaptationConfig(
   samples=SamplesConfig(
     clips=2,
     steps=generation.steps,
+    sigma_max=generation.sigma_max,
     identity_scale=generation.identity_scale,
     emotion_scale=generation.emotion_scale,
   ),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import shutil
 
 import jax
@@ -12,7 +11,6 @@ import pytest
 from conftest import GOLDEN, draw
 from release import LABELS, small_release, small_weights, tensors, variation, write_prior
 
-import dicetalk_jax
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.conversion.export import export
@@ -177,7 +175,7 @@ def test_a_config_that_disagrees_with_the_tensors_is_refused(folder, change, wor
 
 
 def test_a_packed_copy_is_small_and_says_how_it_is_used(tmp_path):
-  weights = Weights.open(pathlib.Path(dicetalk_jax.__file__).parent / "foundations")
+  weights = Weights.open(Weights.bundled())
   packed = weights.pack(tmp_path / "packed", GenerationConfig(size=128, steps=10))
   assert packed.config["generation"] == {"size": 128, "steps": 10} and packed.generation.window == 25
   for name in weights.config["networks"]:
