@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _PEOPLE_PER_SEED, _FIRST_TEST = 1_000_000, 500_000
 # Neutral has one level.
 _SCENES_IN_ALL = 1 + (len(EMOTIONS) - 1) * len(LEVELS)
 # What a random draw is for: no two share their numbers.
-_SCENES, _CUT = 101, 102
+_SCENES, _CUT, _VOICES = 101, 102, 103
 
 
 def train_person(seed: int, i: int) -> int:
@@ -43,6 +43,7 @@ class Scene:
   level: int
   sentence: str
   take: int
+  voice: tuple[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,10 @@ class SyntheticLayout:
   longest: int | None = None
   """Frames: of a longer clip so many are drawn, from a random one on, with their sound; none: all."""
 
+  voices: Literal["own", "any"] = "own"
+  """any: a voice has an emotion and a level of its own, drawn for each clip, so that what the face shows can be learnt
+  from the emotion alone and not from the sound. Real voices mostly agree with their faces."""
+
   size: int = 128
   """Width and height in pixels."""
 
@@ -89,6 +94,8 @@ class SyntheticLayout:
         raise InputError(f"{name} is {value}; it must be from {low} to {high}")
     if self.scenes is not None and not 1 <= self.scenes <= _SCENES_IN_ALL:
       raise InputError(f"scenes is {self.scenes}; it must be from 1 to {_SCENES_IN_ALL}")
+    if self.voices not in ("own", "any"):
+      raise InputError(f"voices is '{self.voices}'; choose own or any")
     if self.longest is not None and self.longest < 2:
       raise InputError(f"longest is {self.longest}; it must be at least 2")
     if self.size % 2 or not 64 <= self.size <= _LARGEST:
@@ -115,7 +122,13 @@ class SyntheticLayout:
       chosen = choice.permutation(len(spoken))
       for take in range(self.takes):
         clip = f"p{person:07d}/{emotion}/level_{level}/{take:03d}"
-        yield Scene(clip, person, emotion, level, spoken[chosen[take % len(spoken)]], take)
+        voice = (emotion, level) if self.voices == "own" else self._voice(person, emotion, level, take)
+        yield Scene(clip, person, emotion, level, spoken[chosen[take % len(spoken)]], take, voice)
+
+  def _voice(self, person, emotion, level, take) -> tuple[str, int]:
+    rng = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level, take, _VOICES])
+    heard = EMOTIONS[rng.integers(len(EMOTIONS))]
+    return heard, LEVELS[0] if heard == "neutral" else int(rng.choice(LEVELS))
 
   def _felt(self, person) -> list[tuple[str, int]]:
     """The emotions and levels that a person is drawn with."""
@@ -148,7 +161,7 @@ def _draw(size, crf, labelled, longest, scene: Scene) -> Iterator[Clip]:
   from dicetalk_jax.data.world.drawing import perform
   from dicetalk_jax.data.world.renderer import render
 
-  clip = perform(scene.person, scene.emotion, scene.level, scene.sentence, scene.take, size)
+  clip = perform(scene.person, scene.emotion, scene.level, scene.sentence, scene.take, size, scene.voice)
   shown = _shown(scene, len(clip.parameters), longest)
   frames, count = encode_frames(render(clip.identity, clip.parameters[shown], size), crf)
   yield Clip(

@@ -321,6 +321,20 @@ def test_some_scenes_of_each_person_are_spread_over_the_emotions():
   assert min(levels.values()) > 30 * 7 / 3 / 2
 
 
+def test_voices_may_have_emotions_of_their_own():
+  own = [job.work for job in SyntheticLayout(people=30, test_people=0, takes=1).listing().jobs]
+  assert all(scene.voice == (scene.emotion, scene.level) for scene in own)
+  free = [job.work for job in SyntheticLayout(people=30, test_people=0, takes=1, voices="any").listing().jobs]
+  assert [dataclasses.replace(scene, voice=None) for scene in free] == [
+    dataclasses.replace(scene, voice=None) for scene in own
+  ]
+  heard = collections.Counter(scene.voice[0] for scene in free)
+  assert min(heard.values()) > len(free) / 8 / 2
+  # As often the face's own as by chance.
+  assert 0.06 < np.mean([scene.voice[0] == scene.emotion for scene in free]) < 0.2
+  assert all(level == 1 for emotion, level in (scene.voice for scene in free) if emotion == "neutral")
+
+
 @pytest.mark.parametrize(
   ("field", "value"),
   [
@@ -332,6 +346,7 @@ def test_some_scenes_of_each_person_are_spread_over_the_emotions():
     ("scenes", 0),
     ("scenes", 23),
     ("longest", 1),
+    ("voices", "all"),
   ],
 )
 def test_a_drawn_world_that_cannot_be(field, value):

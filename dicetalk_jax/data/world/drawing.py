@@ -41,17 +41,34 @@ class Performance:
   parameters: np.ndarray
 
 
-def draw_clip(person: int, emotion: str, level: int, sentence: str, take: int = 0, size: int = 128) -> Performance:
+def draw_clip(
+  person: int,
+  emotion: str,
+  level: int,
+  sentence: str,
+  take: int = 0,
+  size: int = 128,
+  voice: tuple[str, int] | None = None,
+) -> Performance:
   """A clip with its pictures; the same arguments give the same bytes.
 
   person: any whole number from 0; face, voice and mannerisms come from it. level: 1 to 3, for neutral 1. take: another
-  one is another performance of the same. Raises InputError for what cannot be played or drawn.
+  one is another performance of the same. voice: emotion and level of the voice, where they are not the face's. Raises
+  InputError for what cannot be played or drawn.
   """
-  clip = perform(person, emotion, level, sentence, take, size)
+  clip = perform(person, emotion, level, sentence, take, size, voice)
   return dataclasses.replace(clip, frames=render(clip.identity, clip.parameters, size))
 
 
-def perform(person: int, emotion: str, level: int, sentence: str, take: int = 0, size: int = 128) -> Performance:
+def perform(
+  person: int,
+  emotion: str,
+  level: int,
+  sentence: str,
+  take: int = 0,
+  size: int = 128,
+  voice: tuple[str, int] | None = None,
+) -> Performance:
   """`draw_clip` without pictures, in a small part of the time."""
   for name, value, least in (("person", person, 0), ("take", take, 0), ("size", size, 32)):
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -59,8 +76,10 @@ def perform(person: int, emotion: str, level: int, sentence: str, take: int = 0,
   if size % 2:
     raise InputError(f"size {size} cannot be drawn; give an even number of pixels")
   check_emotion(emotion, level)
+  voice = voice or (emotion, level)
+  check_emotion(*voice)
   seed = _seed(person, emotion, level, sentence, take)
-  speech = speak(sentence, draw_voice(person), prosody(emotion, level, person), seed)
+  speech = speak(sentence, draw_voice(person), prosody(*voice, person), seed)
   n = len(speech.audio) // SAMPLES_PER_FRAME
   parameters = act(draw_style(person), emotion, level, speech, n, seed)
   identity = draw_identity(person)

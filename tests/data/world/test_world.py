@@ -257,3 +257,19 @@ def test_truth_shows_blinks_in_the_lids():
 def test_what_cannot_be_played_is_said_before_anything_is_computed(emotion, level):
   with pytest.raises(InputError, match=emotion):
     perform(1, emotion, level, "Hello.")
+
+
+def test_a_voice_may_have_an_emotion_of_its_own():
+  text = "The train to the coast leaves at nine."
+  for person in (3, 4, 5):
+    happy, sad = perform(person, "happy", 3, text), perform(person, "sad", 3, text)
+    both = perform(person, "happy", 3, text, voice=("sad", 3))
+    for measured, like, unlike in ((tracked, happy, sad), (heard, sad, happy)):
+      near, far = (np.linalg.norm(measured(both) - measured(other)) for other in (like, unlike))
+      assert near < 0.5 * far, (person, measured.__name__, near, far)
+    # Lips go with what is heard.
+    assert len(both.truth) == len(both.audio) // SAMPLES_PER_FRAME
+    again = perform(person, "happy", 3, text, voice=("happy", 3))
+    np.testing.assert_array_equal(again.audio, happy.audio)
+  with pytest.raises(InputError, match="emotion 'glad'"):
+    perform(3, "happy", 3, text, voice=("glad", 3))
