@@ -182,7 +182,7 @@ def test_the_drawn_world_is_the_same_bytes_however_it_is_built(tmp_path):
   clips = clips_in(tmp_path / "a", "train")
   clip = clips["p0000000/happy/level_3/000"]
   drawn = draw_clip(0, "happy", 3, clip.sentence, 0, 64)
-  assert np.abs(decode_frames(clip.frames).astype(int) - drawn.frames).mean() < 2
+  assert np.abs(decode_frames(clip.frames).astype(int) - drawn.frames).mean() < 3
   np.testing.assert_array_equal(clip.truth, drawn.truth)
   np.testing.assert_array_equal(clip.expression, drawn.expression)
   assert clip.face_box == tuple(drawn.face_box)
@@ -200,7 +200,7 @@ def test_a_long_clip_of_the_drawn_world_may_be_cut_with_its_sound(tmp_path):
     (start,) = (s for s in range(len(whole.truth) - 19) if np.array_equal(clip.truth, whole.truth[s : s + 20]))
     shown = slice(start, start + 20)
     assert clip.num_frames == 20
-    assert np.abs(decode_frames(clip.frames).astype(int) - whole.frames[shown]).mean() < 2
+    assert np.abs(decode_frames(clip.frames).astype(int) - whole.frames[shown]).mean() < 3
     np.testing.assert_array_equal(clip.expression, whole.expression[shown])
     np.testing.assert_allclose(clip.audio, whole.audio[640 * start : 640 * (start + 20)], atol=1e-4)
 
