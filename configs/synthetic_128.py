@@ -19,7 +19,8 @@ dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/wid
   --set weights=runs/drawn/wider --set optimizer.schedule=constant --set loop.steps=900
 dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/windows \
   --set weights=runs/drawn/wide/weights --set batches.batch=4 --set batches.frames=4 --set loop.steps=1750
-dicetalk priors encoded/drawn --weights runs/drawn/windows/weights --out weights_drawn
+dicetalk priors encoded/drawn --weights runs/drawn/windows/weights --out weights_drawn --min-level 3
+dicetalk pack weights_drawn small --config configs/synthetic_128.py
 
 Up to 3.5 GB of memory. Time on two cores: docs/training.md, which also tells of what is already in the package.
 """

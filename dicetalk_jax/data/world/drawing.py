@@ -41,22 +41,13 @@ class Performance:
   parameters: np.ndarray
 
 
-def draw_clip(
-  person: int,
-  emotion: str,
-  level: int,
-  sentence: str,
-  take: int = 0,
-  size: int = 128,
-  voice: tuple[str, int] | None = None,
-) -> Performance:
+def draw_clip(person: int, emotion: str, level: int, sentence: str, take: int = 0, size: int = 128) -> Performance:
   """A clip with its pictures; the same arguments give the same bytes.
 
   person: any whole number from 0; face, voice and mannerisms come from it. level: 1 to 3, for neutral 1. take: another
-  one is another performance of the same. voice: emotion and level of the voice, where they are not the face's. Raises
-  InputError for what cannot be played or drawn.
+  one is another performance of the same. Raises InputError for what cannot be played or drawn.
   """
-  clip = perform(person, emotion, level, sentence, take, size, voice)
+  clip = perform(person, emotion, level, sentence, take, size)
   return dataclasses.replace(clip, frames=render(clip.identity, clip.parameters, size))
 
 
@@ -69,7 +60,10 @@ def perform(
   size: int = 128,
   voice: tuple[str, int] | None = None,
 ) -> Performance:
-  """`draw_clip` without pictures, in a small part of the time."""
+  """`draw_clip` without pictures, in a small part of the time.
+
+  voice: emotion and level of the voice, where they are not the face's.
+  """
   for name, value, least in (("person", person, 0), ("take", take, 0), ("size", size, 32)):
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
       raise InputError(f"{name} {value} cannot be drawn; give a whole number of at least {least}")
