@@ -24,12 +24,16 @@ from dicetalk_jax.errors import InputError
 Folders = str | os.PathLike | Sequence[str | os.PathLike]
 # What a random draw is for: no two share their numbers.
 _GROUPS, _WINDOWS, _CLIPS, _REGULAR, _FRAMES = range(5)
+_GROUP_WORDS = {"person": "a person with an emotion", "emotion": "an emotion with a level"}
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbedderBatchConfig:
-  """groups: people with an emotion, or videos, in a batch (P); clips: of each (K); frames: of a window, at 25 fps.
+  """groups: in a batch (P); clips: of each (K); frames: of a window, at 25 fps.
 
+  group: what makes windows a positive pair, where their emotion is known: the same "person" and emotion, whatever the
+  level (§4.1), or the same "emotion" and level, whoever the person: then priors of an emotion are near each other
+  across people, which a person's groups alone do not ask for.
   speed: a window is played up to this share faster or slower; jitter: noise on the coefficients, in standard deviations
   of each within the window. Both are of training alone.
   """
@@ -39,6 +43,7 @@ class EmbedderBatchConfig:
   frames: int = 64
   speed: float = 0.1
   jitter: float = 0.02
+  group: Literal["person", "emotion"] = "person"
 
   @property
   def span(self) -> int:
@@ -87,9 +92,10 @@ def embedder_batches(
 ) -> Batches:
   """Batches of P groups × K windows for the contrastive loss (§3.1, Eq. 7, 8; §4.1: what a positive pair is).
 
-  A group is a person with an emotion (its levels together) where the emotion is known, else a video. The P of a batch
-  are different; a group's K windows are of different clips as far as it has so many, else different windows of them. A
-  group of one clip that is too short for two disjoint windows is left out; `source.left_out` counts.
+  A group is a person with an emotion (its levels together) where the emotion is known, or an emotion with a level
+  (`config.group`); where it is not, a video. The P of a batch are different; a group's K windows are of different clips
+  as far as it has so many, else different windows of them. A group of one clip that is too short for two disjoint
+  windows is left out; `source.left_out` counts.
 
   Yields, b = this process's P · K / process_count rows, those of a group together: expression (b, frames, 64) float32
   and expression_mask (b, frames), all false where the clip has no coefficients; speech (b, frames, d) float32,
@@ -187,6 +193,8 @@ class _EmbedderSource:
       raise InputError(
         f"speed {config.speed} and jitter {config.jitter} cannot be used: speed is from 0 up to 1, jitter at least 0"
       )
+    if config.group not in ("person", "emotion"):
+      raise InputError(f"group '{config.group}' is not known; choose person or emotion")
     self._config, self._seed, self._training = config, seed, training
     self._slots = Share(process_index, process_count).rows(config.groups, "groups")
     self._data = _Data(data, split, pictures=False)
@@ -196,15 +204,15 @@ class _EmbedderSource:
     index = self._data.index
     self.clips = index.clip
     self.identities, self._identity = np.unique(index.identity, return_inverse=True)
-    self.groups, self._members, self.left_out = _groups(index, config.span)
+    self.groups, self._members, self.left_out = _groups(index, config.span, config.group)
     where = ", ".join(map(str, self._data.folders))
     if training and len(self.groups) < config.groups:
       raise InputError(
-        f"{where} has {len(self.groups)} groups (a person with an emotion, or a video) with two clips or more in "
+        f"{where} has {len(self.groups)} groups ({_GROUP_WORDS[config.group]}, or a video) with two clips or more in "
         f"'{split}', and a batch wants {config.groups} different ones; set fewer groups, or add data"
       )
     if not self.groups:
-      raise InputError(f"{where} has no two clips of one person and emotion, or of one video, in '{split}'")
+      raise InputError(f"{where} has no two clips of {_GROUP_WORDS[config.group]}, or of one video, in '{split}'")
     self.fingerprint = fingerprint_of("embedder", config, split, seed, training, index)
 
   def __len__(self):
@@ -350,11 +358,13 @@ class _DiffusionSource:
     return self._sets[which].clip(chosen - self._firsts[which])
 
 
-def _groups(index: Index, span: int) -> tuple[list[str], list[np.ndarray], dict[str, int]]:
+def _groups(index: Index, span: int, of: str) -> tuple[list[str], list[np.ndarray], dict[str, int]]:
   """Names of the groups in order, the records of each, and how many were left out for want of a second window."""
   members = collections.defaultdict(list)
   for i in range(len(index)):
-    if index.emotion[i] >= 0:
+    if index.emotion[i] >= 0 and of == "emotion":
+      members[f"emotion {index.emotion[i]}/level {index.level[i]}"].append(i)
+    elif index.emotion[i] >= 0:
       members[f"{index.source[i]}/{index.identity[i]}/emotion {index.emotion[i]}"].append(i)
     else:
       members[f"{index.source[i]}/{index.identity[i]}/video {index.video[i]}"].append(i)

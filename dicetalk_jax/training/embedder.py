@@ -210,6 +210,8 @@ def _work(config, model, state, example, rows, shares) -> Work:
 
 def _validation(config, model, options, placement, warn, validated):
   try:
+    # `separation` is of people, whatever the groups in training.
+    options = options | {"config": dataclasses.replace(config.batches, group="person")}
     held_out = embedder_batches(list(config.data), split=config.validation_split, training=False, **options)
   except InputError as error:
     warn(f"Training goes on without validation: {error}.")

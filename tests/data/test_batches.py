@@ -313,6 +313,23 @@ def test_embedder_groups(mead, hdtf):
   assert len(set(np.concatenate(seen[:2]))) == 8  # an epoch is of whole batches, without repeats
 
 
+def test_embedder_groups_of_an_emotion_whoever_feels_it(mead, hdtf):
+  clips = MEAD + HDTF
+  config = dataclasses.replace(EMBEDDER, group="emotion")
+  batches = make("embedder", mead, hdtf, config=config)
+  known = {(clip.emotion, clip.level) for clip in clips if clip.emotion >= 0}
+  assert sum(name.startswith("emotion") for name in batches.source.groups) == len(known)
+  for batch in take(batches, 12):
+    assert len(set(batch["group"])) == 4
+    for a, b in batch["clip"].reshape(4, 2):
+      one, other = clips[a], clips[b]
+      assert (one.emotion, one.level) == (other.emotion, other.level)
+      # Two people feel each, and a pair is of different clips.
+      assert one.identity != other.identity if one.emotion >= 0 else one.video == other.video
+  with pytest.raises(InputError, match="group 'voice' is not known; choose person or emotion"):
+    make("embedder", mead, hdtf, config=dataclasses.replace(EMBEDDER, group="voice"))
+
+
 def test_windows_of_one_clip_do_not_overlap(hdtf):
   ramp = np.arange(400, dtype=np.float16)[:, None, None] * np.ones((1, LAYERS, WIDTH), np.float16)
   ramped = dataclasses.replace(clip("ramp", 200, "WRA"), states=ramp)
