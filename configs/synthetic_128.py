@@ -1,7 +1,8 @@
 """Everything from nothing on the drawn world at 128 pixels, in pieces, on a CPU.
 
 dicetalk data build synthetic --out data/drawn --people 48 --test-people 12 --takes 1
-dicetalk data build synthetic --out data/people --people 650 --test-people 4 --takes 1 --scenes 6 --longest 24 --seed 3
+dicetalk data build synthetic --out data/people --people 650 --test-people 4 --takes 1 --scenes 6 --longest 24 --seed 3 \
+  --voices any
 for stage in autoencoder image-encoder audio-encoder; do
   dicetalk train $stage --config configs/synthetic_128.py
 done
@@ -47,9 +48,11 @@ from dicetalk_jax.training.config import (
 # What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, and steps there
 # are for nothing. Windows are as long as those that were trained.
 generation = GenerationConfig(
-  size=128, steps=6, sigma_max=30.0, window=4, shift=1, identity_scale=2.0, emotion_scale=4.0
+  size=128, steps=6, sigma_max=30.0, window=4, shift=1, identity_scale=1.0, emotion_scale=8.0
 )
-DATA, ENCODED, RUNS = "data/drawn", "encoded/drawn", "runs/drawn"
+# People of PEOPLE have voices of any emotion: where voice and face always agree, the U-Net listens to the voice for what
+# the prior should tell.
+DATA, ENCODED, PEOPLE, RUNS = "data/drawn", "encoded/drawn", "encoded/people", "runs/drawn"
 # Of tokens, embeddings, Whisper's states and priors.
 WIDTH = 64
 
@@ -117,11 +120,12 @@ frame_interpolator = foundations.FrameInterpolatorConfig(
 embedder = EmbedderConfig(
   out=f"{RUNS}/embedder",
   weights=f"{RUNS}/frame_interpolator/weights",
-  data=(ENCODED,),
+  data=(ENCODED, PEOPLE),
   model=EmbedderModelConfig(features=WIDTH, num_layers=2, num_fusion_layers=2, num_heads=4, mlp=256),
-  batches=EmbedderBatchConfig(groups=24, clips=3, frames=48),
+  # All 22 emotions with their levels in each batch, of anyone: priors then tell of the emotion and not of the person.
+  batches=EmbedderBatchConfig(groups=22, clips=4, frames=48, group="emotion"),
   optimizer=optimizer(1e-3, 50),
-  loop=loop(800),
+  loop=loop(900),
 )
 
 _CONDITIONING = small_conditioning(32, 64, width=WIDTH, pose_features=(8, 16, 32, 32))
@@ -134,7 +138,7 @@ adaptation = AdaptationConfig(
     **_CONDITIONING,
     "emotion_model": _CONDITIONING["emotion_model"] | {"prior_dim": WIDTH},
   },
-  emotional=(ENCODED, "encoded/people"),
+  emotional=(PEOPLE,),
   size=128,
   trainable=("all",),
   # Single frames of many clips teach emotions; windows of frames come after. docs/training.md has the figures.
