@@ -19,7 +19,7 @@ dicetalk widen runs/drawn/adaptation/weights runs/drawn/wider
 dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/wide \
   --set weights=runs/drawn/wider --set optimizer.schedule=constant --set loop.steps=900
 dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/windows \
-  --set weights=runs/drawn/wide/weights --set batches.batch=4 --set batches.frames=4 --set loop.steps=1750
+  --set weights=runs/drawn/wide/weights --set batches.batch=4 --set batches.frames=4 --set loop.steps=3000
 dicetalk priors encoded/drawn --weights runs/drawn/windows/weights --out weights_drawn --min-level 3
 dicetalk pack weights_drawn small --config configs/synthetic_128.py
 
