@@ -1,8 +1,8 @@
 """Everything from nothing on the drawn world at 128 pixels, in pieces, on a CPU.
 
 dicetalk data build synthetic --out data/drawn --people 48 --test-people 12 --takes 1
-dicetalk data build synthetic --out data/people --people 650 --test-people 4 --takes 1 --scenes 6 --longest 24 --seed 3 \
-  --voices any
+dicetalk data build synthetic --out data/people --people 650 --test-people 4 --takes 1 --scenes 6 --longest 24 \
+  --seed 3 --voices any
 for stage in autoencoder image-encoder audio-encoder; do
   dicetalk train $stage --config configs/synthetic_128.py
 done
@@ -50,8 +50,8 @@ from dicetalk_jax.training.config import (
 generation = GenerationConfig(
   size=128, steps=6, sigma_max=30.0, window=4, shift=1, identity_scale=1.0, emotion_scale=8.0
 )
-# People of PEOPLE have voices of any emotion: where voice and face always agree, the U-Net listens to the voice for what
-# the prior should tell.
+# People of PEOPLE have voices of any emotion: where voice and face always agree, the U-Net listens to the voice for
+# what the prior should tell.
 DATA, ENCODED, PEOPLE, RUNS = "data/drawn", "encoded/drawn", "encoded/people", "runs/drawn"
 # Of tokens, embeddings, Whisper's states and priors.
 WIDTH = 64
