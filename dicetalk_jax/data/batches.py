@@ -193,7 +193,7 @@ class _EmbedderSource:
       raise InputError(
         f"speed {config.speed} and jitter {config.jitter} cannot be used: speed is from 0 up to 1, jitter at least 0"
       )
-    if config.group not in ("person", "emotion"):
+    if config.group not in _GROUP_WORDS:
       raise InputError(f"group '{config.group}' is not known; choose person or emotion")
     self._config, self._seed, self._training = config, seed, training
     self._slots = Share(process_index, process_count).rows(config.groups, "groups")

@@ -169,6 +169,16 @@ def test_real_mead_clips(examples, tmp_path):
     np.testing.assert_array_equal(clips[clip].expression, coefficients[: len(frames)])
 
 
+def assert_shows(clip, drawn):
+  """What compression changes depends on the clip; a frame's neighbour and other colours are further off."""
+  error = decode_frames(clip.frames).astype(int) - drawn
+  late = decode_frames(clip.frames)[1:].astype(int) - drawn[:-1]
+  # 0.2 to 0.56 over four clips.
+  assert np.abs(error.mean(-1)).mean() < 0.7 * np.abs(late.mean(-1)).mean()
+  # At most 0.73 there; read as BT.601, at least 2.4.
+  assert np.abs(error.mean((0, 1, 2))).max() < 1.5
+
+
 @pytest.mark.slow
 def test_the_drawn_world_is_the_same_bytes_however_it_is_built(tmp_path):
   layout = SyntheticLayout(people=1, test_people=1, takes=1, size=64)
@@ -182,7 +192,7 @@ def test_the_drawn_world_is_the_same_bytes_however_it_is_built(tmp_path):
   clips = clips_in(tmp_path / "a", "train")
   clip = clips["p0000000/happy/level_3/000"]
   drawn = draw_clip(0, "happy", 3, clip.sentence, 0, 64)
-  assert np.abs(decode_frames(clip.frames).astype(int) - drawn.frames).mean() < 3
+  assert_shows(clip, drawn.frames)
   np.testing.assert_array_equal(clip.truth, drawn.truth)
   np.testing.assert_array_equal(clip.expression, drawn.expression)
   assert clip.face_box == tuple(drawn.face_box)
@@ -200,7 +210,7 @@ def test_a_long_clip_of_the_drawn_world_may_be_cut_with_its_sound(tmp_path):
     (start,) = (s for s in range(len(whole.truth) - 19) if np.array_equal(clip.truth, whole.truth[s : s + 20]))
     shown = slice(start, start + 20)
     assert clip.num_frames == 20
-    assert np.abs(decode_frames(clip.frames).astype(int) - whole.frames[shown]).mean() < 3
+    assert_shows(clip, whole.frames[shown])
     np.testing.assert_array_equal(clip.expression, whole.expression[shown])
     np.testing.assert_allclose(clip.audio, whole.audio[640 * start : 640 * (start + 20)], atol=1e-4)
 

@@ -1,0 +1,80 @@
+"""Random clips of a labelled set and of talks, written as `dicetalk data encode` leaves them, and batches of them."""
+
+import dataclasses
+
+import numpy as np
+
+from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig, diffusion_batches, embedder_batches
+from dicetalk_jax.data.encoded import EncodedClip, features
+from dicetalk_jax.data.records import TRUTH
+from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+
+LAYERS, WIDTH = 3, 8
+
+
+def clip(name, frames, identity="M003", video=None, emotion=-1, level=0, size=64, expression=True, source="mead"):
+  rng = np.random.default_rng([frames, *name.encode()])
+
+  def draw(*shape):
+    return rng.standard_normal(shape, np.float32).astype(np.float16)
+
+  reference = np.arange(0, frames, 10, dtype=np.int32)
+  latents = (frames, size // 8, size // 8, 4)
+  return EncodedClip(
+    **dict(clip=name, source=source, split="train", identity=identity, video=video or name, sentence=""),
+    **dict(emotion=emotion, level=level, num_frames=frames, height=size, width=size, face_box=(16, 8, 32, 40)),
+    expression=rng.standard_normal((frames if expression else 0, 64)).astype(np.float32),
+    truth=np.zeros((0, len(TRUTH)), np.float32),
+    states=draw(2 * frames, LAYERS, WIDTH),
+    latents_mean=draw(*latents),
+    latents_logvar=draw(*latents),
+    reference_index=reference,
+    image_embedding=draw(len(reference), 16),
+  )
+
+
+def write(folder, clips, what="all", shards=2, name="drawn"):
+  """An encoded folder as `encode` leaves it, but for the index, which reading makes."""
+  folder.mkdir(parents=True)
+  record, written = features(what), []
+  if what == "audio":
+    pictures = ("latents_mean", "latents_logvar", "reference_index", "image_embedding")
+    clips = [dataclasses.replace(clip, **dict.fromkeys(pictures)) for clip in clips]
+  for i in range(shards):
+    part = clips[i * len(clips) // shards : (i + 1) * len(clips) // shards]
+    examples = [serialize(record, clip.example()) for clip in part]
+    written.append(write_shard(folder / shard_name(name, "train", i, shards), examples))
+  write_info(folder, name, record, {"train": written})
+  return folder
+
+
+MEAD = [
+  clip(f"{person}/{emotion}/{level}", 52 + 3 * level, person, emotion=emotion, level=level)
+  for person in ("M003", "W009")
+  for emotion in (0, 4, 5)
+  for level in (1, 2, 3)
+]
+HDTF = [clip(f"talk{i}/{j}", 60 + i, f"WDA{i}", video=f"talk{i}", source="hdtf") for i in range(3) for j in range(2)]
+HDTF.append(clip("short", 48, source="hdtf"))
+HDTF.append(clip("long", 200, "WRA", source="hdtf", expression=False))
+
+DIFFUSION = DiffusionBatchConfig(batch=4)
+EMBEDDER = EmbedderBatchConfig(groups=4, clips=2, frames=24)
+
+
+def take(batches, count):
+  with batches:
+    return [batch for batch, _ in zip(batches, range(count), strict=False)]
+
+
+def assert_same(ours, theirs):
+  assert ours.keys() == theirs.keys()
+  for name in ours:
+    assert ours[name].dtype == theirs[name].dtype
+    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def make(kind, mead, hdtf, **options):
+  if kind == "embedder":
+    return embedder_batches([mead, hdtf], options.pop("config", EMBEDDER), **options)
+  return diffusion_batches(mead, hdtf, options.pop("config", DIFFUSION), **options)
