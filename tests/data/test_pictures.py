@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from data.random_clips import assert_same, take
 from drawn_sets import drawn_clip, people, write_set
 
 from dicetalk_jax.data.clip_sets import ClipSets
@@ -23,18 +24,6 @@ MAKERS = {"frames": (frame_batches, FRAMES), "portraits": (portrait_batches, POR
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   return write_set(tmp_path_factory.mktemp("sets") / "drawn", CLIPS)
-
-
-def take(batches, count):
-  with batches:
-    return [batch for batch, _ in zip(batches, range(count), strict=False)]
-
-
-def assert_same(ours, theirs):
-  assert ours.keys() == theirs.keys()
-  for name in ours:
-    assert ours[name].dtype == theirs[name].dtype
-    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
 def test_a_run_is_what_the_record_holds(data):
