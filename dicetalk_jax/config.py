@@ -31,6 +31,10 @@ class GenerationConfig:
   """Noise level that denoising begins at; default: what the weights name, else 700. From less, a small picture that was
   trained at less comes out of fewer steps."""
 
+  sigma_min: float | None = None
+  """Noise level that the last step takes away; default: what the weights name, else 0.002. A small picture of few steps
+  has better use for them than noise that nobody sees."""
+
   window: int = 25
   """Frames (12.5 a second) that are denoised together."""
 
@@ -41,7 +45,7 @@ class GenerationConfig:
   """Frames that neighbouring windows share; their results are averaged."""
 
   identity_scale: float = 3.0
-  """Guidance towards the portrait."""
+  """Guidance towards the portrait; of 1 it takes a third less work than of another value."""
 
   audio_scale: float | None = None
   """Guidance towards the speech, apart from the emotion's, for a third more work; default: --emotion-scale."""

@@ -52,7 +52,7 @@ class Estimator:
 
   def _flops(self, config, video_size, seconds):
     frames = frame_count(round(seconds * RATE))
-    plan = self._talker.plan(config.steps, config.window, config.shift, config.overlap, 1, config.sigma_max)
+    plan = self._talker.plan(config.steps, config.window, config.shift, config.overlap)
     groups = sum(len(plan.groups(frames + config.window, step)) for step in range(config.steps))
     decoding = frames * _decoding_flops(self._config("vae"), *video_size)
     return groups * self._group_flops(_shape(config, video_size)) + decoding
@@ -65,7 +65,9 @@ class Estimator:
 
 
 def _shape(config, video_size):
-  return (*video_size, config.window, len(guidance.branches(config.audio_scale)))
+  scales = guidance.scales(config.identity_scale, config.emotion_scale, config.audio_scale)
+  branches, _ = guidance.needed(guidance.branches(config.audio_scale), scales)
+  return (*video_size, config.window, len(branches))
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ import numpy as np
 
 from dicetalk_jax.data.encoded import EncodedClip, encoded_clip, open_encoded
 from dicetalk_jax.data.index import Index
-from dicetalk_jax.data.records import EMOTIONS
+from dicetalk_jax.data.records import EMOTIONS, LEVELS
 from dicetalk_jax.data.sampling import ENDLESS, Batches, Share, generator, shuffled
 from dicetalk_jax.data.windows import Sequences, jittered, jittered_box, speech_windows, starts
 from dicetalk_jax.errors import InputError
@@ -60,7 +60,8 @@ class DiffusionBatchConfig:
   are of training alone. reference: the portrait is a frame of the same "clip", or of another clip of the same "person",
   so that it does not show what the emotion's prior has to tell. prior: it is taken from the "clip" itself, or in
   training from any clip of the same "emotion" and level: the prior of a clip tells which clip it is, and a small set is
-  soon known by heart. A clip of unknown emotion has its own.
+  soon known by heart. A clip of unknown emotion has its own. min_level: training's clips of an emotion at a lower level
+  serve as portraits alone; neutral ones and those of unknown emotion or level stay. 0: all.
   """
 
   batch: int = 8
@@ -72,6 +73,7 @@ class DiffusionBatchConfig:
   mask_shift: float = 0.05
   reference: Literal["clip", "person"] = "clip"
   prior: Literal["clip", "emotion"] = "clip"
+  min_level: int = 0
 
   @property
   def span(self) -> int:
@@ -263,6 +265,8 @@ class _DiffusionSource:
       raise InputError(f"reference '{config.reference}' is not known; choose clip or person")
     if config.prior not in ("clip", "emotion"):
       raise InputError(f"prior '{config.prior}' is not known; choose clip or emotion")
+    if config.min_level not in (0, *LEVELS):
+      raise InputError(f"min_level {config.min_level} is no level of emotion; those are 1, 2 and 3, 0 for all")
     self._config, self._seed, self._training = config, seed, training
     self._rows = Share(process_index, process_count).rows(config.batch, "clips")
     first, second = _Data(emotional, split, pictures=True), _Data(regular, split, pictures=True)
@@ -290,6 +294,18 @@ class _DiffusionSource:
     if len(sizes) > 1:
       shown = " and ".join(f"{width}x{height}" for height, width in sizes[:2])
       raise InputError(f"{folders} has pictures of {shown} pixels, which make no batch; encode all at one size")
+    self._learnt = self._usable
+    if training and config.min_level:
+      low = (index.emotion >= 0) & (index.emotion != EMOTIONS.index("neutral"))
+      low &= (index.level > 0) & (index.level < config.min_level)
+      self._learnt = [numbers[~low[numbers]] for numbers in self._usable]
+      self.left_out[f"below level {config.min_level}"] = int(low[self._all_usable].sum())
+      for data, found in zip(self._sets, self._learnt, strict=True):
+        if not len(found):
+          named = ", ".join(map(str, data.folders))
+          raise InputError(
+            f"{named} has no clip of level {config.min_level} or more in '{split}'; set a lower min_level"
+          )
     self.clips = index.clip
     self.identities, self._identity = np.unique(index.identity, return_inverse=True)
     self._emotion, self._level = index.emotion, index.level
@@ -306,8 +322,9 @@ class _DiffusionSource:
   def _row(self, sample: int) -> dict:
     if self._training:
       which = sample % len(self._sets)
-      place = shuffled(sample // len(self._sets), len(self._usable[which]), self._seed, (_CLIPS, _REGULAR)[which])
-      return self._draw(which, self._usable[which][place], generator(self._seed, _FRAMES, sample), True)
+      learnt = self._learnt[which]
+      place = shuffled(sample // len(self._sets), len(learnt), self._seed, (_CLIPS, _REGULAR)[which])
+      return self._draw(which, learnt[place], generator(self._seed, _FRAMES, sample), True)
     total = len(self._all_usable)
     number = self._all_usable[sample % total]
     which = int(np.searchsorted(self._firsts, number, side="right")) - 1

@@ -33,6 +33,18 @@ def scales(identity_scale=3.0, emotion_scale=6.0, audio_scale=None) -> tuple[flo
   return (identity_scale, emotion_scale) if audio_scale is None else (identity_scale, audio_scale, emotion_scale)
 
 
+def needed(branches: tuple[Branch, ...], scales: tuple[float, ...]) -> tuple[tuple[Branch, ...], tuple[float, ...]]:
+  """The branches that what `guide` makes of them depends on, and the scales between those.
+
+  A first difference that counts once makes its second branch the start, and two that count alike are one: with an
+  identity_scale of 1 the unconditional branch has no part in the result, and need not be run.
+  """
+  while scales and scales[0] == 1:
+    branches, scales = branches[1:], scales[1:]
+  apart = [k for k, scale in enumerate(scales) if k + 1 == len(scales) or scale != scales[k + 1]]
+  return (branches[0], *(branches[k + 1] for k in apart)), tuple(scales[k] for k in apart)
+
+
 def guide(outputs, steps):
   """outputs[0] + Σ_k steps[k] · (outputs[k+1] − outputs[k]).
 

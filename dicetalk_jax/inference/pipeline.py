@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dicetalk_jax.diffusion import guidance, windows
-from dicetalk_jax.diffusion.edm import SIGMA_MIN
+from dicetalk_jax.diffusion.edm import SIGMA_MAX, SIGMA_MIN
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference import conditions
 from dicetalk_jax.inference.clips import ClipEmbedder, has_embedder
@@ -86,6 +86,7 @@ class DiceTalk:
     size: float = _Released(512),
     steps: int = _Released(25),
     sigma_max: float | None = None,
+    sigma_min: float | None = None,
     window: int = _Released(25),
     shift: int = _Released(7),
     overlap: int = 0,
@@ -108,7 +109,7 @@ class DiceTalk:
     image: a path, PIL image or array. audio: a path, 16 kHz array or (array, rate). emotion: see `resolve_emotion`.
     face_box: (x, y, w, h) in pixels of the image as it is shown; without it the largest face found.
     crop: to a square around the face first. size: of the shorter side, in pixels. steps: of denoising, from noise of
-    sigma_max (the weights', else 700) on.
+    sigma_max (the weights', else 700) on; the last one is from sigma_min (the weights', else 0.002) to none.
     window, shift, overlap: frames denoised together, how far windows move each step, frames two windows share.
     identity_scale, audio_scale, emotion_scale: guidance; without an audio_scale speech and emotion share the last.
     Of all these but overlap and audio_scale, what the weights were made for (`Weights.generation`) goes before the
@@ -128,7 +129,8 @@ class DiceTalk:
       getattr(own, name) if isinstance(value, _Released) else value for name, value in given.items()
     )
     sigma_max = own.sigma_max if sigma_max is None else sigma_max
-    plan = self.plan(steps, window, shift, overlap, windows_at_once, sigma_max)
+    sigma_min = own.sigma_min if sigma_min is None else sigma_min
+    plan = self.plan(steps, window, shift, overlap, windows_at_once, sigma_max, sigma_min)
     self._check(bank, decode_chunk, identity_scale, audio_scale, emotion_scale, seed)
     if interpolate:
       self._check_interpolator()
@@ -143,6 +145,9 @@ class DiceTalk:
     frames = conditions.frame_count(len(speech))
     noise = _noise(noise, seed, self._latent_shape(frames + window, portrait))
     report = progress or (lambda stage, done, total: None)
+    branches, scales = guidance.needed(
+      guidance.branches(audio_scale), guidance.scales(identity_scale, emotion_scale, audio_scale)
+    )
 
     with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
       report("encoding", 0, 4)
@@ -155,8 +160,8 @@ class DiceTalk:
         emotion_table.padded(window),
         constants,
         plan,
-        guidance.scales(identity_scale, emotion_scale, audio_scale),
-        guidance.branches(audio_scale),
+        scales,
+        branches,
         self._vae.scaling_factor,
         functools.partial(report, "denoising"),
         self.mesh,
@@ -240,7 +245,7 @@ class DiceTalk:
       self._params[network, mesh] = self.weights.load(network, dtype, sharding)
     return self._params[network, mesh]
 
-  def plan(self, steps=25, window=25, shift=7, overlap=0, group=1, sigma_max=None) -> Plan:
+  def plan(self, steps=25, window=25, shift=7, overlap=0, group=1, sigma_max=None, sigma_min=None) -> Plan:
     """How a video is denoised with these weights; InputError for numbers that cannot be used."""
     _whole("steps", steps, 1)
     _whole("window", window, 1)
@@ -253,11 +258,14 @@ class DiceTalk:
       raise InputError(f"{error}.") from None
     sampler = self.weights.config.get("sampler", {})
     noise_levels = {name: sampler[name] for name in ("sigma_min", "sigma_max") if sampler.get(name) is not None}
-    if sigma_max is not None:
-      noise_levels["sigma_max"] = sigma_max
-      least = noise_levels.get("sigma_min", SIGMA_MIN)
-      if not _finite(sigma_max) or sigma_max <= least:
-        raise InputError(f"sigma_max {sigma_max} cannot be used: give a noise level above {least}, such as 30 or 700.")
+    noise_levels |= {
+      name: value for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if value is not None
+    }
+    least, most = (noise_levels.get(*of) for of in (("sigma_min", SIGMA_MIN), ("sigma_max", SIGMA_MAX)))
+    if sigma_min is not None and (not _finite(sigma_min) or sigma_min <= 0):
+      raise InputError(f"sigma_min {sigma_min} cannot be used: give a noise level above 0, such as 0.002 or 0.1.")
+    if (sigma_min, sigma_max) != (None, None) and (not _finite(most) or most <= least):
+      raise InputError(f"sigma_max {most} cannot be used: give a noise level above {least}, such as 30 or 700.")
     return Plan(steps, window, shift, overlap, group, **noise_levels)
 
   def _check_interpolator(self):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.diffusion.edm import SIGMA_MIN
 from dicetalk_jax.diffusion.losses import SIGMA_MEAN, SIGMA_STD
 from dicetalk_jax.parallel.mesh import MeshConfig
 
@@ -194,6 +195,9 @@ class SamplesConfig:
 
   sigma_max: float = 700.0
   """Noise level that they begin at."""
+
+  sigma_min: float = SIGMA_MIN
+  """Noise level that the last step takes away."""
 
   identity_scale: float = 3.0
   """Guidance towards the portrait."""

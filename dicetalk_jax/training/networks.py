@@ -114,6 +114,8 @@ def _check(config: AdaptationConfig) -> None:
   for name, (value, smallest) in least.items():
     if value < smallest:
       raise InputError(f"{name} is {value}, wanted a number of at least {smallest}")
+  if not 0 < config.samples.sigma_min < config.samples.sigma_max:
+    raise InputError(f"samples.sigma_min is {config.samples.sigma_min}, wanted a number above 0 and below sigma_max")
   known = {"dtype": (config.dtype, tuple(DTYPES)), "remat_policy": (config.remat_policy, _REMAT_POLICIES)}
   for name, (value, choices) in known.items():
     if value is not None and value not in choices:

@@ -61,6 +61,7 @@ def sample_latents(
     pose_features=pose.astype(setup.dtype),
     face_mask=mask,
   )
+  branches, scales = guidance.needed(guidance.branches(), guidance.scales(config.identity_scale, config.emotion_scale))
   return denoise(
     modules.unet.clone(remat=False, remat_policy=None),
     params["unet"],
@@ -68,9 +69,9 @@ def sample_latents(
     audio,
     emotion,
     constants,
-    Plan(config.steps, window=frames, shift=0, sigma_max=config.sigma_max),
-    guidance.scales(config.identity_scale, config.emotion_scale),
-    guidance.branches(),
+    Plan(config.steps, window=frames, shift=0, sigma_min=config.sigma_min, sigma_max=config.sigma_max),
+    scales,
+    branches,
     setup.scaling_factor,
     mesh=mesh,
   )

@@ -190,7 +190,7 @@ _CONFIGS = (
   GenerationConfig(face_box=(1, 2, 30, 40), crop=True, size=64, steps=3, seed=4294967295, interpolate=False),
   GenerationConfig(identity_scale=2.3, audio_scale=0.1, emotion_scale=7.25, bank="nearest", dtype="float32"),
   GenerationConfig(window=4, shift=2, overlap=1, decode_chunk=4, windows_at_once=0, audio_scale=0.0, size=100.5),
-  GenerationConfig(sigma_max=30.5),
+  GenerationConfig(sigma_max=30.5, sigma_min=0.125),
 )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from data.random_clips import DIFFUSION, HDTF, LAYERS, MEAD, WIDTH, make, take
+from data.random_clips import DIFFUSION, HDTF, LAYERS, MEAD, WIDTH, make, take, write
 
 from dicetalk_jax.data.batches import diffusion_batches
 from dicetalk_jax.errors import InputError
@@ -137,6 +137,34 @@ def test_the_prior_may_be_of_any_clip_of_the_emotion_and_level(mead, hdtf):
     for batch in batches:
       for i in np.flatnonzero(batch["valid"]):
         assert told_by(batch, i).clip == batches.source.clips[batch["clip"][i]]
+
+
+def test_clips_of_a_low_level_may_be_portraits_alone(mead, hdtf):
+  config = dataclasses.replace(DIFFUSION, reference="person", min_level=3)
+  neutral = 5
+  strong = {i for i, c in enumerate(MEAD) if c.level == 3 or c.emotion == neutral}
+  with make("diffusion", mead, hdtf, config=config) as batches:
+    assert batches.source.left_out["below level 3"] == len(MEAD) - len(strong)
+    seen = take(batches, 10)
+  learnt = [int(i) for batch in seen for i in batch["clip"]]
+  # Talks, which have no level, are all learnt.
+  assert set(learnt) == strong | {len(MEAD) + i for i, c in enumerate(HDTF) if c.num_frames >= 49}
+  assert any(MEAD[i].level < 3 and MEAD[i].emotion == neutral for i in strong)
+  low = [c for i, c in enumerate(MEAD) if i not in strong]
+  shown = [portrait for batch in seen for portrait in batch["image_latents"]]
+  assert any(np.array_equal(c.latents_mean[r], portrait) for c in low for r in c.reference_index for portrait in shown)
+  # What is held out is measured whole.
+  with make("diffusion", mead, hdtf, config=config, training=False) as batches:
+    held = {int(i) for batch in batches for i in batch["clip"][batch["valid"]]}
+  assert held >= set(range(len(MEAD)))
+
+
+def test_a_level_that_no_clip_has_is_refused(tmp_path, mead):
+  with pytest.raises(InputError, match="min_level 4 is no level of emotion; those are 1, 2 and 3, 0 for all"):
+    diffusion_batches(mead, config=dataclasses.replace(DIFFUSION, min_level=4))
+  folder = write(tmp_path / "weak", [c for c in MEAD if c.emotion != 5 and c.level < 3])
+  with pytest.raises(InputError, match="weak has no clip of level 3 or more in 'train'; set a lower min_level"):
+    diffusion_batches([folder], config=dataclasses.replace(DIFFUSION, min_level=3))
 
 
 def test_a_portrait_of_something_else_is_refused(mead, hdtf):

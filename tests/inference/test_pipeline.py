@@ -23,7 +23,8 @@ from dicetalk_jax.media.video import probe
 PORTRAIT, SPEECH, BOX = GOLDEN / "portrait.png", GOLDEN / "speech.wav", (100, 30, 100, 135)
 # What most tests here share, so that few programs are compiled: 64×128 pixels, windows of 5 frames.
 SMALL = dict(face_box=BOX, size=64, steps=1, window=5, shift=2, interpolate=False)
-OF_WEIGHTS = dict(size=64, steps=1, window=5, shift=2, sigma_max=80.0, identity_scale=1.5, emotion_scale=2.0)
+OF_WEIGHTS = dict(size=64, steps=2, window=5, shift=2, sigma_max=80.0, sigma_min=0.05)
+OF_WEIGHTS |= dict(identity_scale=1.5, emotion_scale=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,8 @@ def test_other_settings_follow_the_released_recipe(talker):
   """Nothing as in the golden video: upright, another seed, overlapping windows, the nearest code, four branches."""
   pixels = np.array(Image.open(PORTRAIT).convert("RGB"))[:, 80:180]
   box, sound = (12, 40, 70, 101), speech()
-  sampling = dict(steps=2, sigma_max=80.0, shift=3, overlap=1, identity_scale=2.0, audio_scale=3.0, emotion_scale=4.0)
+  sampling = dict(steps=2, sigma_max=80.0, sigma_min=0.02, shift=3, overlap=1)
+  sampling |= dict(identity_scale=2.0, audio_scale=3.0, emotion_scale=4.0)
   options = dict(seed=11, window=4, bank="nearest", decode_chunk=3, **sampling)
   video = talker.generate(
     pixels, sound, "0s sad, 160ms happy:0.5", face_box=box, size=64, interpolate=False, windows_at_once=2, **options
@@ -220,6 +222,10 @@ BAD = [
   ({"windows_at_once": -1}, "windows_at_once -1"),
   ({"sigma_max": 0.001}, r"sigma_max 0.001.*above 0\.002"),
   ({"sigma_max": float("inf")}, "sigma_max inf"),
+  ({"sigma_min": 0}, "sigma_min 0 .*above 0"),
+  ({"sigma_min": float("nan")}, "sigma_min nan"),
+  ({"sigma_min": 700.0}, r"sigma_max 700\.0 .*above 700\.0"),
+  ({"sigma_min": 0.1, "sigma_max": 0.05}, r"sigma_max 0\.05 .*above 0\.1"),
   ({"size": 0}, "size 0"),
   ({"size": -512}, "size -512"),
   ({"size": float("nan")}, "size nan"),
