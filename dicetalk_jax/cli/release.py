@@ -1,4 +1,4 @@
-"""Verbs about weights: download, convert, export, info, pack, widen."""
+"""Verbs about weights: download, convert, export, info, pack, widen, average."""
 
 import dataclasses
 import pathlib
@@ -150,3 +150,23 @@ class Widen:
     from dicetalk_jax.training.widening import widen
 
     print(widen(Weights.open(self.weights), self.out, self.seed).info())
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+  """Make a weights folder of the means of several that were trained from one start, each on batches of its own.
+
+  Example: dicetalk average runs/one/weights runs/two/weights --out mean/
+  """
+
+  weights: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+  """Weights folders, two or more, of the same networks; priors and settings are the first one's."""
+
+  out: pathlib.Path
+  """Weights folder to make; it must not exist, or be empty."""
+
+  def run(self):
+    from dicetalk_jax.inference.weights import Weights
+    from dicetalk_jax.training.averaging import average
+
+    print(average([Weights.open(folder) for folder in self.weights], self.out).info())

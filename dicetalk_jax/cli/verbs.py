@@ -14,7 +14,7 @@ from dicetalk_jax.cli.evaluate import Evaluate
 from dicetalk_jax.cli.generate import Generate
 from dicetalk_jax.cli.plan import Plan
 from dicetalk_jax.cli.priors import Priors
-from dicetalk_jax.cli.release import Convert, Download, Export, Info, Pack, Widen
+from dicetalk_jax.cli.release import Average, Convert, Download, Export, Info, Pack, Widen
 from dicetalk_jax.cli.terminal import console, use_fast_convolutions
 from dicetalk_jax.cli.train import Train, spelt_out
 from dicetalk_jax.config import GenerationConfig, load_preset
@@ -33,6 +33,7 @@ _VERBS = {
   "info": Info,
   "pack": Pack,
   "widen": Widen,
+  "average": Average,
   "app": App,
 }
 _GENERATING = {"generate": Generate, "evaluate": functools.partial(Evaluate, out=tyro.MISSING, measuring=tyro.MISSING)}
