@@ -20,7 +20,19 @@ dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/wid
   --set weights=runs/drawn/wider --set optimizer.schedule=constant --set loop.steps=900
 dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/windows \
   --set weights=runs/drawn/wide/weights --set batches.batch=4 --set batches.frames=4 --set loop.steps=3000
-dicetalk priors encoded/drawn --weights runs/drawn/windows/weights --out weights_drawn --min-level 3
+for run in 0 1; do
+  dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/strong_$run \
+    --set weights=runs/drawn/windows/weights --set batches.min_level=3 --set objective.sigma_mean=1 \
+    --set optimizer.schedule=constant --set loop.steps=1500 --set loop.seed=$run
+done
+dicetalk average runs/drawn/strong_[01]/weights --out runs/drawn/strong
+for frames in 1 2; do
+  dicetalk train adaptation --config configs/synthetic_128.py --out runs/drawn/last_$frames \
+    --set weights=runs/drawn/strong --set batches.min_level=3 --set objective.sigma_mean=1 \
+    --set batches.frames=$frames --set batches.batch=$((16 / frames)) --set loop.steps=760 --set loop.seed=$frames
+done
+dicetalk average runs/drawn/last_[12]/weights --out runs/drawn/last
+dicetalk priors encoded/drawn --weights runs/drawn/last --out weights_drawn --min-level 3
 dicetalk pack weights_drawn small --config configs/synthetic_128.py
 
 Up to 3.5 GB of memory. Time on two cores: docs/training.md, which also tells of what is already in the package.
