@@ -57,10 +57,10 @@ from dicetalk_jax.training.config import (
   SamplesConfig,
 )
 
-# What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, and steps there
-# are for nothing. Windows are as long as those that were trained.
+# What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, noise below 0.1 is
+# not seen, and steps there are for nothing.
 generation = GenerationConfig(
-  size=128, steps=6, sigma_max=30.0, window=4, shift=1, identity_scale=1.0, emotion_scale=8.0
+  size=128, steps=6, sigma_max=30.0, sigma_min=0.1, window=4, shift=1, identity_scale=1.0, emotion_scale=5.0
 )
 # People of PEOPLE have voices of any emotion: where voice and face always agree, the U-Net listens to the voice for
 # what the prior should tell.
@@ -165,6 +165,7 @@ adaptation = AdaptationConfig(
     clips=2,
     steps=generation.steps,
     sigma_max=generation.sigma_max,
+    sigma_min=generation.sigma_min,
     identity_scale=generation.identity_scale,
     emotion_scale=generation.emotion_scale,
   ),
