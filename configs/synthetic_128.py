@@ -57,8 +57,8 @@ from dicetalk_jax.training.config import (
   SamplesConfig,
 )
 
-# What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, noise below 0.1 is
-# not seen, and steps there are for nothing.
+# What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, noise below 0.1
+# is not seen, and steps there are for nothing.
 generation = GenerationConfig(
   size=128, steps=6, sigma_max=30.0, sigma_min=0.1, window=4, shift=1, identity_scale=1.0, emotion_scale=5.0
 )
