@@ -153,7 +153,7 @@ adaptation = AdaptationConfig(
   emotional=(PEOPLE,),
   size=128,
   trainable=("all",),
-  # Single frames of many clips teach emotions; windows of frames come after. docs/training.md has the figures.
+  # Single frames of many clips teach emotions, windows of frames how faces move. docs/training.md has the figures.
   # A prior of any clip of the emotion: its own tells which clip it is, and the network would know that by heart.
   batches=DiffusionBatchConfig(batch=16, frames=1, prior_frames=48, reference="person", prior="emotion"),
   # Learns more in a step than Adam.
