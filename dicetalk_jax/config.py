@@ -45,7 +45,7 @@ class GenerationConfig:
   """Frames that neighbouring windows share; their results are averaged."""
 
   identity_scale: float = 3.0
-  """Guidance towards the portrait; of 1 it takes a third less work than of another value."""
+  """Guidance towards the portrait; at 1 the U-Net runs twice a step instead of three times."""
 
   audio_scale: float | None = None
   """Guidance towards the speech, apart from the emotion's, for a third more work; default: --emotion-scale."""

@@ -261,7 +261,7 @@ class DiceTalk:
     noise_levels |= {
       name: value for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if value is not None
     }
-    least, most = (noise_levels.get(*of) for of in (("sigma_min", SIGMA_MIN), ("sigma_max", SIGMA_MAX)))
+    least, most = noise_levels.get("sigma_min", SIGMA_MIN), noise_levels.get("sigma_max", SIGMA_MAX)
     if sigma_min is not None and (not _finite(sigma_min) or sigma_min <= 0):
       raise InputError(f"sigma_min {sigma_min} cannot be used: give a noise level above 0, such as 0.002 or 0.1.")
     if (sigma_min, sigma_max) != (None, None) and (not _finite(most) or most <= least):
