@@ -18,6 +18,7 @@ from dicetalk_jax.data.encoded import EncodedClip, encoded_clip, open_encoded
 from dicetalk_jax.data.index import Index
 from dicetalk_jax.data.records import EMOTIONS, LEVELS
 from dicetalk_jax.data.sampling import ENDLESS, Batches, Share, generator, shuffled
+from dicetalk_jax.data.settings import Settings
 from dicetalk_jax.data.windows import Sequences, jittered, jittered_box, speech_windows, starts
 from dicetalk_jax.errors import InputError
 
@@ -422,6 +423,6 @@ def fingerprint_of(kind, config, split, seed, training, index: Index) -> dict:
     "seed": int(seed),
     "split": split,
     "training": bool(training),
-    "settings": dataclasses.asdict(config),
+    "settings": Settings(config),
     "data": {"clips": len(index), "names": digest.hexdigest()[:16]},
   }

@@ -22,6 +22,7 @@ from typing import Any
 from dicetalk_jax.data.index import Index, index_path, row
 from dicetalk_jax.data.records import FPS, Clip, Rejected, features
 from dicetalk_jax.data.sets import INFO, Shard, locked, require_space, serialize, shard_name, write_info, write_shard
+from dicetalk_jax.data.settings import Settings
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
 
 PLAN = "build.json"
@@ -84,7 +85,8 @@ def build(
   """Makes the clips of all jobs and writes them as the TFDS dataset `name` into `folder`; finished work is kept.
 
   make(job.work) runs in other processes (so it must be importable there), `workers` of them (default: one a core).
-  settings: all that decides what is made, as JSON; a folder begun with others, or with other jobs, is refused.
+  settings: all that decides what is made, as JSON; a folder begun with others, or with other jobs, is refused. One
+  that lacks some of a `Settings` was begun with their defaults.
   rejected: what was left out before, for the report. Raises InputError for a folder that is in use or begun with
   something else, and OutputError where the disk is full: the same call goes on from there.
   """
@@ -238,6 +240,8 @@ def _check_plan(folder, name, jobs, settings):
     begun = json.loads(path.read_text())
   except ValueError:
     raise InputError(f"{path} is damaged; delete {folder} and build it again") from None
+  if isinstance(settings, Settings) and isinstance(begun.get("settings"), dict):
+    begun["settings"] = settings.completed(begun["settings"])
   if begun == plan:
     return
   if begun.get("name") != name:

@@ -15,6 +15,7 @@ import tyro
 from dicetalk_jax.data.building import Job
 from dicetalk_jax.data.prepare import PrepareConfig, prepare
 from dicetalk_jax.data.records import EMOTIONS, LEVELS, Rejected, Source
+from dicetalk_jax.data.settings import Settings
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.face import DnnDetector
 from dicetalk_jax.media.files import expanded
@@ -70,8 +71,8 @@ class VideoLayout:
       _detector(self.face_model)  # a wrong one is told before anything is made
     return functools.partial(_prepare, self.name, self.prepare, self.face_model)
 
-  def settings(self) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+  def settings(self) -> Settings:
+    return Settings(self)
 
   def expression_of(self, video: Path, root: Path) -> Path | None:
     """The coefficients of a video: a file of its name beside it, or in the same place under `expressions`."""

@@ -12,6 +12,7 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from dicetalk_jax.data.settings import Settings
 from dicetalk_jax.errors import InputError
 
 # Training never ends; Grain wants a length.
@@ -159,7 +160,10 @@ class Batches:
     if not isinstance(state, Mapping) or "next" not in state:
       raise InputError(f"{state!r} is no state of the data; give what get_state() returned")
     for name, ours in self.source.fingerprint.items():
-      if (theirs := state.get(name)) != ours:
+      theirs = state.get(name)
+      if isinstance(ours, Settings) and isinstance(theirs, Mapping):
+        theirs = ours.completed(theirs)
+      if theirs != ours:
         raise InputError(f"the state of the data was saved with {_difference(name, theirs, ours)}; go on as it began")
     index = state.get("next")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= len(self.source):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,6 +11,7 @@ import numpy as np
 from dicetalk_jax.data.building import Job
 from dicetalk_jax.data.layout import Listing
 from dicetalk_jax.data.records import EMOTIONS, LEVELS, SAMPLES_PER_FRAME, Clip, encode_frames
+from dicetalk_jax.data.settings import Settings
 from dicetalk_jax.errors import InputError
 
 _LARGEST = 1024
@@ -66,6 +66,9 @@ class SyntheticLayout:
   """Of each person only so many of the 22, every emotion before any comes again; none: all. Many people of a few clips
   each teach how faces differ; few people with all clips are soon known by heart."""
 
+  min_level: int = LEVELS[0]
+  """Emotions are drawn with this level and above, 3: the highest alone; neutral, which has no other, always."""
+
   longest: int | None = None
   """Frames: of a longer clip so many are drawn, from a random one on, with their sound; none: all."""
 
@@ -94,6 +97,8 @@ class SyntheticLayout:
         raise InputError(f"{name} is {value}; it must be from {low} to {high}")
     if self.scenes is not None and not 1 <= self.scenes <= _SCENES_IN_ALL:
       raise InputError(f"scenes is {self.scenes}; it must be from 1 to {_SCENES_IN_ALL}")
+    if self.min_level not in LEVELS:
+      raise InputError(f"min_level {self.min_level} is no level of emotion; those are 1, 2 and 3")
     if self.voices not in ("own", "any"):
       raise InputError(f"voices is '{self.voices}'; choose own or any")
     if self.longest is not None and self.longest < 2:
@@ -132,7 +137,8 @@ class SyntheticLayout:
 
   def _felt(self, person) -> list[tuple[str, int]]:
     """The emotions and levels that a person is drawn with."""
-    levels = {emotion: LEVELS[:1] if emotion == "neutral" else LEVELS for emotion in EMOTIONS}
+    strong = tuple(level for level in LEVELS if level >= self.min_level)
+    levels = {emotion: LEVELS[:1] if emotion == "neutral" else strong for emotion in EMOTIONS}
     every = [(emotion, level) for emotion in EMOTIONS for level in levels[emotion]]
     if self.scenes is None:
       return every
@@ -153,8 +159,8 @@ class SyntheticLayout:
   def make(self) -> Callable:
     return functools.partial(_draw, self.size, self.crf, self.labelled, self.longest)
 
-  def settings(self) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(self)))
+  def settings(self) -> Settings:
+    return Settings(self)
 
 
 def _draw(size, crf, labelled, longest, scene: Scene) -> Iterator[Clip]:

@@ -1,5 +1,6 @@
 """Batches of either kind: the same from any state, in any number of workers and processes, and what makes none."""
 
+import dataclasses
 import json
 import os
 
@@ -93,6 +94,17 @@ def test_validation_is_fixed_and_ends(mead, hdtf):
   assert len(groups) == 3
   valid = np.concatenate([batch["valid"] for batch in groups])
   assert np.concatenate([batch["group"] for batch in groups])[valid].tolist() == np.repeat(np.arange(10), 2).tolist()
+
+
+def test_a_state_from_before_a_setting_existed_was_saved_with_its_default(mead, hdtf):
+  batches = make("diffusion", mead, hdtf)
+  state = json.loads(json.dumps(batches.get_state())) | {"next": 2}
+  assert state["settings"].pop("min_level") == 0
+  batches.set_state(state)
+  assert batches.get_state()["next"] == 2
+  other = make("diffusion", mead, hdtf, config=dataclasses.replace(DIFFUSION, min_level=3))
+  with pytest.raises(InputError, match="min_level 0, and this has 3"):
+    other.set_state(state)
 
 
 def test_a_state_of_something_else_is_refused(mead, hdtf):

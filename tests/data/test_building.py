@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import fcntl
+import json
 import os
 import re
 import signal
@@ -20,6 +21,8 @@ from dicetalk_jax.cli import main
 from dicetalk_jax.data import building
 from dicetalk_jax.data.building import REPORT, Job, build
 from dicetalk_jax.data.layout import Listing
+from dicetalk_jax.data.mead import MeadLayout
+from dicetalk_jax.data.prepare import PrepareConfig
 from dicetalk_jax.data.records import clip_of, decode_frames
 from dicetalk_jax.data.sets import Records, open_set
 from dicetalk_jax.data.synthetic import SyntheticLayout
@@ -287,6 +290,26 @@ def test_a_folder_keeps_to_what_it_was_begun_with(tmp_path, name, kinds, setting
   build(tmp_path, "clips", jobs(["one"]), make, {"size": 64}, workers=1)
   with pytest.raises(InputError, match=said):
     build(tmp_path, name, jobs(kinds), make, settings, workers=1)
+
+
+def test_a_folder_begun_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+  layout = SyntheticLayout(people=2)
+  build(tmp_path, "clips", jobs(["one"]), make, layout.settings(), workers=1)
+  plan = json.loads((tmp_path / "build.json").read_text())
+  assert plan["settings"].pop("min_level") == 1
+  (tmp_path / "build.json").write_text(json.dumps(plan))
+  assert build(tmp_path, "clips", jobs(["one"]), make, layout.settings(), workers=1).clips == {"train": 1}
+  with pytest.raises(InputError, match="begun with min_level 1, this has 3"):
+    build(tmp_path, "clips", jobs(["one"]), make, dataclasses.replace(layout, min_level=3).settings(), workers=1)
+
+
+def test_a_nested_setting_may_be_lacking_too():
+  now = MeadLayout(prepare=PrepareConfig(size=256)).settings()
+  begun = json.loads(json.dumps(now))
+  del begun["prepare"]["crf"]
+  assert now.completed(begun) == now
+  del begun["prepare"]
+  assert now.completed(begun) == MeadLayout().settings()
 
 
 def test_labels_that_were_changed_are_not_passed_over(tmp_path):

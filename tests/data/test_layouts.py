@@ -321,6 +321,17 @@ def test_some_scenes_of_each_person_are_spread_over_the_emotions():
   assert min(levels.values()) > 30 * 7 / 3 / 2
 
 
+def test_emotions_of_the_highest_level_alone():
+  every = [job.work for job in SyntheticLayout(people=3, test_people=1).listing().jobs]
+  strong = [job.work for job in SyntheticLayout(people=3, test_people=1, min_level=3).listing().jobs]
+  assert strong == [scene for scene in every if scene.emotion == "neutral" or scene.level == 3]
+  some = [job.work for job in SyntheticLayout(people=3, test_people=1, takes=1, min_level=2, scenes=22).listing().jobs]
+  assert len(some) == 4 * 15
+  few = [job.work for job in SyntheticLayout(people=3, test_people=1, takes=1, min_level=3, scenes=5).listing().jobs]
+  assert len(few) == 4 * 5
+  assert set(few) <= set(strong)
+
+
 def test_voices_may_have_emotions_of_their_own():
   own = [job.work for job in SyntheticLayout(people=30, test_people=0, takes=1).listing().jobs]
   assert all(scene.voice == (scene.emotion, scene.level) for scene in own)
@@ -346,6 +357,8 @@ def test_voices_may_have_emotions_of_their_own():
     ("scenes", 0),
     ("scenes", 23),
     ("longest", 1),
+    ("min_level", 0),
+    ("min_level", 4),
     ("voices", "all"),
   ],
 )
