@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.conversion.networks import PUBLISHED, network_shapes
 from dicetalk_jax.data.records import RATE
@@ -26,6 +27,7 @@ from dicetalk_jax.data.world.renderer import face_box, render
 from dicetalk_jax.data.world.speakers import draw_voice
 from dicetalk_jax.data.world.voice import speak
 from dicetalk_jax.errors import DiceTalkError, WeightsError
+from dicetalk_jax.inference.compiled import keep_compiled_programs
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.weights import Weights
 
@@ -165,6 +167,8 @@ def main():
 
 
 def run(arguments):
+  use_fast_convolutions()
+  keep_compiled_programs()
   arguments.out.mkdir(parents=True, exist_ok=True)
   number = test_person(0, arguments.person)
   person, rest = draw_identity(number), np.zeros((1, len(PARAMETERS)), np.float32)

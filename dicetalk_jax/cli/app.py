@@ -42,11 +42,13 @@ class App:
 
   def run(self) -> int:
     from dicetalk_jax.app.server import check_address, serve
+    from dicetalk_jax.inference.compiled import keep_compiled_programs
     from dicetalk_jax.inference.pipeline import DiceTalk
 
     # Before networks are looked for, which may take a while.
     check_address(self.host, self.port, self.auth)
     defaults = load_preset(self.config, GenerationConfig) if self.config else None
+    keep_compiled_programs()
     talker = DiceTalk.load(self.weights)
     serve(
       talker,

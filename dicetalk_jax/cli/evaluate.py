@@ -41,9 +41,11 @@ class Evaluate:
     from dicetalk_jax.evaluation.evaluate import evaluate
     from dicetalk_jax.evaluation.measuring import Measuring
     from dicetalk_jax.evaluation.report import check_plotting, write_report
+    from dicetalk_jax.inference.compiled import keep_compiled_programs
     from dicetalk_jax.inference.pipeline import DiceTalk
 
     check_plotting()
+    keep_compiled_programs()
     measuring = Measuring.load(self.measuring)
     talker = DiceTalk.load(self.weights)
     with progress_bars() as progress:

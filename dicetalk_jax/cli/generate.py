@@ -75,11 +75,13 @@ class Generate:
   def _run_one(self) -> int:
     import jax
 
+    from dicetalk_jax.inference.compiled import keep_compiled_programs
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.media.video import check_target, probe
     from dicetalk_jax.parallel import hosts
 
     hosts.connect(_say)
+    keep_compiled_programs()
     if jax.process_count() > 1 and not self.mesh:
       raise InputError(
         f"{jax.process_count()} processes would make the same video; give --mesh to share its work, such as --mesh "
@@ -110,12 +112,14 @@ class Generate:
   def _run_jobs(self) -> int:
     import jax
 
+    from dicetalk_jax.inference.compiled import keep_compiled_programs
     from dicetalk_jax.inference.jobs import part_from_hosts, run_jobs
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.parallel import hosts
     from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
 
     hosts.connect(_say)
+    keep_compiled_programs()
     # Each host makes videos of its own.
     mesh = make_mesh(MeshConfig.parse(self.mesh), jax.local_devices()) if self.mesh else None
     talker = DiceTalk.load(self.weights, mesh=mesh)

@@ -1,0 +1,27 @@
+"""Compiled programs, kept from one process to the next."""
+
+import contextlib
+import os
+import pathlib
+
+import jax
+
+_LARGEST = 4 * 2**30
+
+
+def keep_compiled_programs() -> None:
+  """From now on what takes a second or more to compile is kept in the user's cache folder, and found there next time.
+
+  `$XDG_CACHE_HOME/dicetalk/compiled`, or below `~/.cache`; at most 4 GiB, the longest unused go first. Nothing is
+  changed where JAX has a cache already (`JAX_COMPILATION_CACHE_DIR`), where the folder cannot be written, and in a run
+  of several processes: where one finds a program and another compiles it, a GPU's autotuning waits for ever.
+  """
+  if jax.config.jax_compilation_cache_dir or jax.process_count() > 1:
+    return
+  with contextlib.suppress(OSError, RuntimeError):  # no home
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
+    folder = pathlib.Path(caches, "dicetalk", "compiled")
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+      jax.config.update("jax_compilation_cache_dir", str(folder))
+      jax.config.update("jax_compilation_cache_max_size", _LARGEST)
