@@ -58,9 +58,17 @@ from dicetalk_jax.training.config import (
 )
 
 # What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, noise below 0.1
-# is not seen, and steps there are for nothing.
+# is not seen, and steps there are for nothing. The VAE has learnt single frames: several together it mixes badly.
 generation = GenerationConfig(
-  size=128, steps=6, sigma_max=30.0, sigma_min=0.1, window=4, shift=1, identity_scale=1.0, emotion_scale=5.0
+  size=128,
+  steps=6,
+  sigma_max=30.0,
+  sigma_min=0.1,
+  window=4,
+  shift=1,
+  identity_scale=1.0,
+  emotion_scale=5.0,
+  decode_chunk=1,
 )
 # People of PEOPLE have voices of any emotion: where voice and face always agree, the U-Net listens to the voice for
 # what the prior should tell.

@@ -7,10 +7,11 @@ import pathlib
 import jax
 
 _LARGEST = 4 * 2**30
+_SHORTEST = 0.05
 
 
 def keep_compiled_programs() -> None:
-  """From now on what takes a second or more to compile is kept in the user's cache folder, and found there next time.
+  """From now on what takes a moment to compile is kept in the user's cache folder, and found there next time.
 
   `$XDG_CACHE_HOME/dicetalk/compiled`, or below `~/.cache`; at most 4 GiB, the longest unused go first. Nothing is
   changed where JAX has a cache already (`JAX_COMPILATION_CACHE_DIR`), where the folder cannot be written, and in a run
@@ -25,3 +26,5 @@ def keep_compiled_programs() -> None:
     if os.access(folder, os.W_OK):
       jax.config.update("jax_compilation_cache_dir", str(folder))
       jax.config.update("jax_compilation_cache_max_size", _LARGEST)
+      # Dozens of small ones take seconds together.
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST)

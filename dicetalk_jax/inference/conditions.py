@@ -116,8 +116,14 @@ def in_batches(function: Callable, rows: np.ndarray, batch: int, dtype) -> jnp.n
   for first in range(0, len(rows), batch):
     part = rows[first : first + batch]
     padded = np.pad(part, [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1))
-    results.append(function(padded)[: len(part)].astype(dtype))
-  return jnp.concatenate(results)
+    # Cut and joined on the host, where nothing is compiled anew for each length.
+    results.append(np.asarray(function(padded))[: len(part)])
+  return jnp.asarray(np.concatenate(results), dtype)
+
+
+@jax.jit
+def _rows(table, index):
+  return table[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +139,7 @@ class TokenTable:
 
   def __getitem__(self, frames: np.ndarray) -> jnp.ndarray:
     """Tokens of some frames: indices (...) -> (..., n, d)."""
-    return jnp.take(self.rows, self.index[frames], axis=0)
+    return _rows(self.rows, self.index[frames])
 
   def padded(self, frames: int) -> "TokenTable":
     """The same with unconditional frames after."""

@@ -107,8 +107,19 @@ def _scatter(total, count, indices, weights, results, sharding=None):
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
-def _gather(x, indices, sharding):
-  return jax.lax.with_sharding_constraint(x[indices], sharding)
+def _gather(x, indices, sharding=None):
+  return x[indices] if sharding is None else jax.lax.with_sharding_constraint(x[indices], sharding)
+
+
+# As one program each: what is written out to JAX operation by operation is compiled so.
+@jax.jit
+def _begin(latent_scale, image_latents, noise, sigma):
+  return latent_scale * image_latents + noise * sigma
+
+
+@jax.jit
+def _mean(total, count):
+  return total / count[:, None, None, None]
 
 
 def denoise(
@@ -132,7 +143,7 @@ def denoise(
   its processes call with the same.
   """
   sigmas = edm.karras_sigmas(plan.steps, plan.sigma_min, plan.sigma_max)
-  x = latent_scale * constants.image_latents + noise * sigmas[0]
+  x = _begin(latent_scale, constants.image_latents, noise, sigmas[0])
   frames, parts = len(noise), 1
   over, everywhere = None, None
   if mesh is not None:
@@ -151,7 +162,7 @@ def denoise(
   for step in range(plan.steps):
     summed, count = jnp.zeros_like(x), jnp.zeros(frames, jnp.float32, device=everywhere)
     for indices, weights in plan.groups(frames, step, parts):
-      inputs = (x[indices] if over is None else _gather(x, indices, over), gather(audio, indices))
+      inputs = (_gather(x, indices, over), gather(audio, indices))
       inputs += (gather(emotion, indices), constants, sigmas[step], sigmas[step + 1], np.array(scales, np.float32))
       with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         result = denoise_windows(unet, branches, params, *inputs, over)
@@ -161,5 +172,5 @@ def denoise(
         # Dispatch runs ahead of the device: without waiting, the bar would show what was asked, not what was done.
         jax.block_until_ready(summed)
         progress(done, total)
-    x = summed / count[:, None, None, None]
+    x = _mean(summed, count)
   return x

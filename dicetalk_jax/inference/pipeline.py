@@ -98,7 +98,7 @@ class DiceTalk:
     seed: int = 0,
     noise: np.ndarray | None = None,
     dtype=None,
-    decode_chunk: int = 10,
+    decode_chunk: int = _Released(10),
     windows_at_once: int = 1,
     detector: FaceDetector | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -112,8 +112,8 @@ class DiceTalk:
     sigma_max (the weights', else 700) on; the last one is from sigma_min (the weights', else 0.002) to none.
     window, shift, overlap: frames denoised together, how far windows move each step, frames two windows share.
     identity_scale, audio_scale, emotion_scale: guidance; without an audio_scale speech and emotion share the last.
-    Of all these but overlap and audio_scale, what the weights were made for (`Weights.generation`) goes before the
-    defaults.
+    Of all these but overlap and audio_scale, and of decode_chunk, what the weights were made for
+    (`Weights.generation`) goes before the defaults.
     bank: attend to "all" codes of the emotion bank or to the "nearest". interpolate: 25 frames a second, else 12.5.
     noise (N, h/8, w/8, c) of unit variance replaces `seed`. dtype: for this and later calls. decode_chunk: frames the
     VAE decodes together. windows_at_once: windows side by side on a device, 0 for all; changes memory and speed only.
@@ -122,10 +122,10 @@ class DiceTalk:
     Raises InputError for what cannot be used, and WeightsError for weights that cannot make it, before anything slow
     has begun.
     """
-    given = dict(size=size, steps=steps, window=window, shift=shift)
+    given = dict(size=size, steps=steps, window=window, shift=shift, decode_chunk=decode_chunk)
     given |= dict(identity_scale=identity_scale, emotion_scale=emotion_scale)
     own = self.weights.generation
-    size, steps, window, shift, identity_scale, emotion_scale = (
+    size, steps, window, shift, decode_chunk, identity_scale, emotion_scale = (
       getattr(own, name) if isinstance(value, _Released) else value for name, value in given.items()
     )
     sigma_max = own.sigma_max if sigma_max is None else sigma_max

@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 
 # The coarsest block works at a quarter of the size and halves it twice more, and RIFE's own inference doubles that.
 _MULTIPLE = 32
@@ -15,15 +14,20 @@ def warp(image, flow):
 
   Bilinear; beyond the border the border's value holds. In float32, for half precision cannot tell pixels apart.
   """
-  _, h, w, _ = image.shape
-  x = jnp.arange(w, dtype=jnp.float32) + flow[..., 0].astype(jnp.float32)
-  y = jnp.arange(h, dtype=jnp.float32)[:, None] + flow[..., 1].astype(jnp.float32)
+  b, h, w, c = image.shape
+  x = jnp.clip(jnp.arange(w, dtype=jnp.float32) + flow[..., 0].astype(jnp.float32), 0, w - 1)
+  y = jnp.clip(jnp.arange(h, dtype=jnp.float32)[:, None] + flow[..., 1].astype(jnp.float32), 0, h - 1)
+  left, top = jnp.floor(x).astype(jnp.int32), jnp.floor(y).astype(jnp.int32)
+  right, bottom = jnp.minimum(left + 1, w - 1), jnp.minimum(top + 1, h - 1)
+  to_right, to_bottom = (x - left)[..., None], (y - top)[..., None]
+  pixels = image.astype(jnp.float32).reshape(b, h * w, c)
 
-  def sample(channel, y, x):
-    return map_coordinates(channel, [y, x], order=1, mode="nearest")
+  def at(row, column):
+    return jnp.take_along_axis(pixels, (row * w + column).reshape(b, h * w, 1), axis=1).reshape(b, h, w, c)
 
-  over_channels = jax.vmap(sample, in_axes=(-1, None, None), out_axes=-1)
-  return jax.vmap(over_channels)(image.astype(jnp.float32), y, x)
+  upper = (1 - to_right) * at(top, left) + to_right * at(top, right)
+  lower = (1 - to_right) * at(bottom, left) + to_right * at(bottom, right)
+  return (1 - to_bottom) * upper + to_bottom * lower
 
 
 def _resize(x, height, width):

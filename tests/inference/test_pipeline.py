@@ -24,7 +24,7 @@ PORTRAIT, SPEECH, BOX = GOLDEN / "portrait.png", GOLDEN / "speech.wav", (100, 30
 # What most tests here share, so that few programs are compiled: 64×128 pixels, windows of 5 frames.
 SMALL = dict(face_box=BOX, size=64, steps=1, window=5, shift=2, interpolate=False)
 OF_WEIGHTS = dict(size=64, steps=2, window=5, shift=2, sigma_max=80.0, sigma_min=0.05)
-OF_WEIGHTS |= dict(identity_scale=1.5, emotion_scale=2.0)
+OF_WEIGHTS |= dict(identity_scale=1.5, emotion_scale=2.0, decode_chunk=1)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,7 @@ def test_weights_say_how_they_are_meant_to_be_used(talker):
   ours = own.generate(PORTRAIT, speech(), "happy", **settings)
   theirs = talker.generate(PORTRAIT, speech(), "happy", **(SMALL | OF_WEIGHTS))
   np.testing.assert_array_equal(ours.latents, theirs.latents)
+  np.testing.assert_array_equal(ours.frames, theirs.frames)
   # What a caller says goes before it, and the release's settings are those of weights that say nothing.
   stronger = own.generate(PORTRAIT, speech(), "happy", **settings, emotion_scale=6.0)
   assert not np.array_equal(stronger.latents, ours.latents)

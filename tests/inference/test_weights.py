@@ -14,6 +14,7 @@ from release import LABELS, small_release, small_weights, tensors, variation, wr
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.conversion.export import export
+from dicetalk_jax.conversion.networks import _network_shapes
 from dicetalk_jax.errors import InputError, OutputError, WeightsError
 from dicetalk_jax.inference.download import download
 from dicetalk_jax.inference.weights import Weights, convert_release
@@ -176,6 +177,7 @@ def test_a_config_that_disagrees_with_the_tensors_is_refused(folder, change, wor
 
 def test_a_packed_copy_is_small_and_says_how_it_is_used(tmp_path):
   weights = Weights.open(Weights.bundled())
+  traced = _network_shapes.cache_info()
   packed = weights.pack(tmp_path / "packed", GenerationConfig(size=128, steps=10))
   assert packed.config["generation"] == {"size": 128, "steps": 10} and packed.generation.window == 25
   for name in weights.config["networks"]:
@@ -184,6 +186,13 @@ def test_a_packed_copy_is_small_and_says_how_it_is_used(tmp_path):
     assert all(leaf.dtype == jnp.bfloat16 and (leaf == ours[path]).all() for path, leaf in theirs.items())
   assert len(weights.priors()) == 8
   jax.tree.map(np.testing.assert_array_equal, packed.priors(), weights.priors())
+  # Both are known to fit, so that no network has been traced to see it; of another architecture nothing is known.
+  assert packed.config["fits"] == weights.config["fits"] and set(packed.config["fits"]) == set(packed.config["networks"])
+  assert _network_shapes.cache_info() == traced
+  networks = packed.config["networks"]
+  edit_config(packed.folder, networks=networks | {"pose_guider": networks["pose_guider"] | {"features": 32}})
+  with pytest.raises(WeightsError, match="does not fit"):
+    Weights.open(packed.folder).load("pose_guider")
 
 
 def test_info_keeps_columns_apart(weights):
