@@ -176,6 +176,7 @@ adaptation = AdaptationConfig(
     sigma_min=generation.sigma_min,
     identity_scale=generation.identity_scale,
     emotion_scale=generation.emotion_scale,
+    decode_chunk=generation.decode_chunk,
   ),
   remat=False,
 )

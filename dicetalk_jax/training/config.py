@@ -208,6 +208,9 @@ class SamplesConfig:
   bank: Literal["all", "nearest"] = "all"
   """What of the emotion bank is attended to."""
 
+  decode_chunk: int = 10
+  """Frames that the VAE decodes together."""
+
 
 _OWN = (r"^audio_projection/", r"^emotion_model/", r"^pose_guider/")
 # What may train, by name: regular expressions of "network/path".

@@ -109,6 +109,7 @@ def _check(config: AdaptationConfig) -> None:
     "samples.clips": (config.samples.clips, 0),
     "samples.steps": (config.samples.steps, 1),
     "samples.sigma_max": (config.samples.sigma_max, 1),
+    "samples.decode_chunk": (config.samples.decode_chunk, 1),
     "validation_batches": (config.validation_batches, 1),
   }
   for name, (value, smallest) in least.items():

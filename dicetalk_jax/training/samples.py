@@ -26,8 +26,6 @@ from dicetalk_jax.training.config import SamplesConfig
 from dicetalk_jax.training.events import EventLog
 from dicetalk_jax.training.networks import Setup
 
-_DECODE_CHUNK = 10
-
 
 def sample_latents(
   setup: Setup,
@@ -124,7 +122,7 @@ class SampleWriter:
     noise = np.asarray(jax.random.normal(jax.random.key(seed), true.shape))
     made = np.asarray(sample_latents(self._setup, params, row, mu, self._config, noise, self._mesh))
     return tuple(
-      decode_frames(self._vae, self._vae_params, jnp.asarray(latents), len(true), _DECODE_CHUNK)
+      decode_frames(self._vae, self._vae_params, jnp.asarray(latents), len(true), self._config.decode_chunk)
       for latents in (true, made)
     )
 

@@ -364,6 +364,7 @@ def test_the_embedder_is_not_trained_by_accident(config):
     (dict(objective=ObjectiveConfig(drop_emotion=0.85), dtype="int8"), "dtype 'int8'"),
     (dict(objective=ObjectiveConfig(emotion_weight=-1)), "objective.emotion_weight is -1"),
     (dict(samples=SamplesConfig(steps=0)), "samples.steps is 0"),
+    (dict(samples=SamplesConfig(decode_chunk=0)), "samples.decode_chunk is 0"),
     (dict(samples=SamplesConfig(sigma_max=0.0)), r"samples.sigma_max is 0\.0"),
     (dict(samples=SamplesConfig(sigma_min=0.0)), r"samples.sigma_min is 0\.0"),
     (dict(validation_batches=0), "validation_batches is 0"),
