@@ -17,8 +17,8 @@ def keep_compiled_programs() -> None:
 
   `$XDG_CACHE_HOME/dicetalk/compiled`, or below `~/.cache`, a folder for each kind of CPU, for homes are shared; at most
   4 GiB in each, the longest unused go first. Nothing is changed where JAX has a cache already
-  (`JAX_COMPILATION_CACHE_DIR`), where the folder cannot be written, and in a run of several processes: where one finds a
-  program and another compiles it, a GPU's autotuning waits for ever.
+  (`JAX_COMPILATION_CACHE_DIR`), where the folder cannot be written, and in a run of several processes: where one finds
+  a program and another compiles it, a GPU's autotuning waits for ever.
   """
   if jax.config.jax_compilation_cache_dir or jax.process_count() > 1:
     return
