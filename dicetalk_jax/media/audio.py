@@ -1,6 +1,7 @@
 """Speech: any sound -> 16 kHz mono, and Whisper's log-mel spectrogram of it."""
 
 import functools
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -80,17 +81,15 @@ def log_mel(audio: np.ndarray, config: Mapping | None = None) -> np.ndarray:
   config: the Whisper model's config.json, for its `num_mel_bins` (80). It is computed in numpy whatever else is
   installed, so that it is the same everywhere.
   """
-  # Importing transformers takes a second, which reading a sound should not cost.
-  from transformers.audio_utils import spectrogram, window_function
-
+  tools = _audio_utils()
   bins = (config or {}).get("num_mel_bins", 80)
   chunks = max(1, -(-len(audio) // CHUNK_SAMPLES))
   padded = np.pad(audio.astype(np.float32), (0, chunks * CHUNK_SAMPLES - len(audio)))
   mels = []
   for chunk in padded.reshape(chunks, CHUNK_SAMPLES):
-    mel = spectrogram(
+    mel = tools.spectrogram(
       chunk,
-      window_function(WINDOW_SAMPLES, "hann"),
+      tools.window_function(WINDOW_SAMPLES, "hann"),
       frame_length=WINDOW_SAMPLES,
       hop_length=HOP_SAMPLES,
       power=2.0,
@@ -103,9 +102,18 @@ def log_mel(audio: np.ndarray, config: Mapping | None = None) -> np.ndarray:
 
 @functools.cache
 def _mel_filters(bins: int) -> np.ndarray:
-  from transformers.audio_utils import mel_filter_bank
+  return _audio_utils().mel_filter_bank(
+    1 + WINDOW_SAMPLES // 2, bins, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney"
+  )
 
-  return mel_filter_bank(1 + WINDOW_SAMPLES // 2, bins, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney")
+
+def _audio_utils():
+  # Importing transformers takes a second, which reading a sound should not cost; its advice to install PyTorch is not
+  # for those who use this package.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  from transformers import audio_utils
+
+  return audio_utils
 
 
 def sound_name(source) -> str:
