@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: demo test test-slow lint env clean
 
 demo: .venv/demo.installed
-	$(BIN)/python -m dicetalk_jax.demo $(DEMO)
+	$(BIN)/python -m dicetalk_jax.cli.demo $(DEMO)
 
 test: .venv/all.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations 25 $(TEST)

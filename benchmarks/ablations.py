@@ -15,17 +15,17 @@ import time
 
 import common
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.config import load_preset
-from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.data.clip_sets import ClipSets
+from dicetalk_jax.data.batches.clip_sets import ClipSets
 from dicetalk_jax.evaluation.ablations import VARIANTS, run_ablations, table
 from dicetalk_jax.evaluation.measuring import Measuring, MeasuringConfig, check, train_measuring
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.training.adaptation import train_adaptation
 from dicetalk_jax.training.config import AdaptationConfig
 from dicetalk_jax.training.overrides import override
+from dicetalk_jax.weights.folder import Weights
 
 # The base sees emotions only where its speech is dropped, too rarely to learn from.
 BASE = ("objective.drop_emotion=0.85", "objective.emotion_weight=0", "samples.clips=0")
@@ -73,12 +73,12 @@ def base_weights(config, options):
 
 def without_emotion(unet):
   """A U-Net's parameters whose emotion adapters begin anew: as copies of the projections that they stand beside."""
-  flat = flatten(unet)
+  flat = flatten_dict(unet, sep="/")
   for path in flat:
     layer, adapter, _ = path.partition("_ip_1/")
     if adapter:
       flat[path] = flat[f"{layer}/kernel"]
-  return unflatten(flat)
+  return unflatten_dict(flat, sep="/")
 
 
 def main():

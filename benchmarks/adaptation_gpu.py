@@ -22,18 +22,18 @@ import data_loading
 import jax
 
 from dicetalk_jax.config import load_preset
-from dicetalk_jax.conversion.architectures import RELEASED, small_conditioning, small_unet
-from dicetalk_jax.data.batches import diffusion_batches
+from dicetalk_jax.data.batches.clips import diffusion_batches
+from dicetalk_jax.parallel.flops import peak_flops
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.parallel.placement import Placement
-from dicetalk_jax.training.adaptation import adaptation_loss
+from dicetalk_jax.training.adaptation import adaptation_loss, training_flops
 from dicetalk_jax.training.config import AdaptationConfig
-from dicetalk_jax.training.costs import peak_flops, training_flops
 from dicetalk_jax.training.networks import set_up, trainable_patterns
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.overrides import override
 from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.training.step import make_step
+from dicetalk_jax.weights.architectures import RELEASED, small_conditioning, small_unet
 
 # Widths of tokens, of Whisper-tiny's states and of CLIP's embeddings are the data's.
 SMALL = small_conditioning(32, 64, width=1024, states=5, d_model=384, pose_features=(8, 16, 32, 32))

@@ -18,17 +18,17 @@ import time
 import common
 import numpy as np
 
-from dicetalk_jax.data.builders import build_set
-from dicetalk_jax.data.clips import ClipsLayout
-from dicetalk_jax.data.prepare import PrepareConfig
-from dicetalk_jax.data.records import EMOTIONS
-from dicetalk_jax.data.synthetic import SyntheticLayout
-from dicetalk_jax.data.world.drawing import perform
-from dicetalk_jax.data.world.renderer import render
-from dicetalk_jax.data.world.sentences import sentences
-from dicetalk_jax.data.world.speakers import draw_voice, prosody
-from dicetalk_jax.data.world.voice import speak
+from dicetalk_jax.data.build.folder import ClipsLayout
+from dicetalk_jax.data.build.prepare import PrepareConfig
+from dicetalk_jax.data.build.synthetic import SyntheticLayout
+from dicetalk_jax.data.build.tfds import build_set
 from dicetalk_jax.media.video import write_video
+from dicetalk_jax.vocabulary import EMOTIONS
+from dicetalk_jax.world.drawing import perform
+from dicetalk_jax.world.renderer import render
+from dicetalk_jax.world.sentences import sentences
+from dicetalk_jax.world.speakers import draw_voice, prosody
+from dicetalk_jax.world.voice import speak
 
 
 def cast():

@@ -16,10 +16,10 @@ import time
 import common
 import numpy as np
 
-from dicetalk_jax.data.batches import DiffusionBatchConfig, diffusion_batches
-from dicetalk_jax.data.encoded import EncodedClip, features
-from dicetalk_jax.data.records import TRUTH
+from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.data.encode.record import EncodedClip, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+from dicetalk_jax.vocabulary import TRUTH
 
 CLIPS, FRAMES, SHARDS, BATCH = 32, 100, 4, 4
 

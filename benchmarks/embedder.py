@@ -23,15 +23,15 @@ import numpy as np
 
 from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.config import load_preset
-from dicetalk_jax.data.batches import embedder_batches
-from dicetalk_jax.data.encoded import EncodedClip, encoded_clip, features, open_encoded
-from dicetalk_jax.data.records import EMOTIONS, TRUTH
+from dicetalk_jax.data.batches.clips import embedder_batches
+from dicetalk_jax.data.encode.record import EncodedClip, encoded_clip, features, open_encoded
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
 from dicetalk_jax.media.expression import read_expression
 from dicetalk_jax.training.clustering import strength_by_emotion
 from dicetalk_jax.training.config import EmbedderConfig
 from dicetalk_jax.training.embedder import embed, separation, train_embedder
 from dicetalk_jax.training.overrides import override
+from dicetalk_jax.vocabulary import EMOTIONS, TRUTH
 
 SHOWN = ("angry", "contempt", "disgusted", "happy")
 NOTHING_DROPPED = ("drop_video=0", "drop_audio=0")

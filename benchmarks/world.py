@@ -16,11 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dicetalk_jax.data.building import Job, begin_worker
-from dicetalk_jax.data.records import EMOTIONS, SAMPLES_PER_FRAME, TRUTH
-from dicetalk_jax.data.synthetic import SyntheticLayout
-from dicetalk_jax.data.world.drawing import perform
+from dicetalk_jax.data.build.runner import Job, begin_worker
+from dicetalk_jax.data.build.synthetic import SyntheticLayout
 from dicetalk_jax.media.audio import HOP_SAMPLES, log_mel
+from dicetalk_jax.vocabulary import EMOTIONS, SAMPLES_PER_FRAME, TRUTH
+from dicetalk_jax.world.drawing import perform
 
 
 def measure(job: Job) -> dict:

@@ -41,12 +41,10 @@ Up to 3.5 GB of memory. Time on two cores: docs/training.md, which also tells of
 import dataclasses
 
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.conversion.architectures import small_conditioning, small_unet
-from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
-from dicetalk_jax.data.pictures import FrameBatchConfig, PortraitBatchConfig
-from dicetalk_jax.data.speech import SpeechBatchConfig
+from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.data.batches.pictures import FrameBatchConfig, PortraitBatchConfig
+from dicetalk_jax.data.batches.speech import SpeechBatchConfig
 from dicetalk_jax.evaluation.measuring import MeasuringConfig
-from dicetalk_jax.training import foundations_config as foundations
 from dicetalk_jax.training.config import (
   AdaptationConfig,
   EmbedderConfig,
@@ -56,6 +54,8 @@ from dicetalk_jax.training.config import (
   OptimizerConfig,
   SamplesConfig,
 )
+from dicetalk_jax.training.foundations import config as foundations
+from dicetalk_jax.weights.architectures import small_conditioning, small_unet
 
 # What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, noise below 0.1
 # is not seen, and steps there are for nothing. The VAE has learnt single frames: several together it mixes badly.

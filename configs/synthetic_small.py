@@ -8,11 +8,9 @@ dicetalk train embedder           --config configs/synthetic_small.py     # then
 Under 3 GB of memory each. Time on two cores: docs/training.md.
 """
 
-from dicetalk_jax.conversion.architectures import small_conditioning, small_unet
-from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
-from dicetalk_jax.data.pictures import FrameBatchConfig, PortraitBatchConfig
-from dicetalk_jax.data.speech import SpeechBatchConfig
-from dicetalk_jax.training import foundations_config as foundations
+from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.data.batches.pictures import FrameBatchConfig, PortraitBatchConfig
+from dicetalk_jax.data.batches.speech import SpeechBatchConfig
 from dicetalk_jax.training.config import (
   AdaptationConfig,
   EmbedderConfig,
@@ -21,6 +19,8 @@ from dicetalk_jax.training.config import (
   OptimizerConfig,
   SamplesConfig,
 )
+from dicetalk_jax.training.foundations import config as foundations
+from dicetalk_jax.weights.architectures import small_conditioning, small_unet
 
 DATA, ENCODED, RUNS = "data/small", "encoded/small", "runs/small"
 # Of tokens, embeddings, Whisper's states and priors.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.files import existing_file
+from dicetalk_jax.files import existing_file
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dicetalk_jax.data.records import EMOTIONS, FPS, RATE, TRUTH
-from dicetalk_jax.data.world.drawing import Performance, draw_clip, perform
-from dicetalk_jax.data.world.parameters import column
-from dicetalk_jax.data.world.phonemes import PHONEMES
-from dicetalk_jax.data.world.renderer import render
+from dicetalk_jax.vocabulary import EMOTIONS, FPS, SAMPLE_RATE, TRUTH
+from dicetalk_jax.world.drawing import Performance, draw_clip, perform
+from dicetalk_jax.world.parameters import column
+from dicetalk_jax.world.phonemes import PHONEMES
+from dicetalk_jax.world.renderer import render
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -71,7 +71,7 @@ def sentence_sheet(path: Path, person=23, emotion="happy", level=2, sentence=SEN
     axis.axis("off")
     axis.set_title(PHONEMES[int(clip.truth[i, TRUTH.index("phoneme")])].name, fontsize=11)
   sound, mouth = bottom.subplots(2, 1, sharex=True)
-  sound.plot(np.arange(len(clip.audio)) / RATE, clip.audio, linewidth=0.4)
+  sound.plot(np.arange(len(clip.audio)) / SAMPLE_RATE, clip.audio, linewidth=0.4)
   sound.set_ylabel("sound")
   mouth.plot((np.arange(n) + 0.5) / FPS, clip.truth[:, TRUTH.index("mouth_opening")], ".-")
   mouth.set(ylabel="mouth\nopening", xlabel="seconds", xlim=(0, n / FPS))

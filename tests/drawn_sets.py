@@ -3,8 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from dicetalk_jax.data.records import EMOTIONS, RATE, SAMPLES_PER_FRAME, TRUTH, Clip, encode_frames, features
+from dicetalk_jax.data.records import Clip, encode_frames, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+from dicetalk_jax.vocabulary import EMOTIONS, SAMPLE_RATE, SAMPLES_PER_FRAME, TRUTH
 
 TONES = 4
 
@@ -23,7 +24,7 @@ def drawn_clip(name, frames, identity="p0", split="train", size=16, truth=True):
   known[:, TRUTH.index("phoneme")] = phoneme
   known[:, TRUTH.index("mouth_opening")] = phoneme / TONES
   known[:, TRUTH.index("mouth_width")] = (phoneme % 2) - 0.5
-  audio = 0.3 * np.sin(2 * np.pi * np.cumsum(hertz) / RATE) + 1e-3 * rng.standard_normal(len(hertz))
+  audio = 0.3 * np.sin(2 * np.pi * np.cumsum(hertz) / SAMPLE_RATE) + 1e-3 * rng.standard_normal(len(hertz))
   return Clip(
     **dict(clip=name, source="synthetic", identity=identity, video=name, frames=video, num_frames=count),
     **dict(height=size, width=size, face_box=(2, 2, size - 4, size - 4), split=split, sentence="", level=1),

@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 
-from dicetalk_jax.data.records import SAMPLES_PER_FRAME, Clip, Rejected, encode_frames
+from dicetalk_jax.data.records import Clip, Rejected, encode_frames
 from dicetalk_jax.errors import OutputError
+from dicetalk_jax.vocabulary import SAMPLES_PER_FRAME
 
 
 def one_clip(name, frames=30, size=32, **fields):

@@ -172,7 +172,7 @@ def small_release(tmp_path_factory):
 
 def small_weights(tmp_path_factory):
   """The weights folder of `small_release`, not to be changed."""
-  from dicetalk_jax.inference.weights import convert_release
+  from dicetalk_jax.weights.folder import convert_release
 
   folder = tmp_path_factory.getbasetemp() / "small_weights"
   if not folder.exists():

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import weights
 from conftest import config_json
+from flax.traverse_util import flatten_dict, unflatten_dict
 from release import small_weights, write_release
 
-from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.conversion.networks import PUBLISHED, build, network_shapes
 from dicetalk_jax.inference.pipeline import DiceTalk
-from dicetalk_jax.inference.weights import Weights, convert_release
+from dicetalk_jax.weights.folder import Weights, convert_release
+from dicetalk_jax.weights.networks import PUBLISHED, build, network_shapes
 
 # One level of the released U-Net's four, with the middle's transformer as the only one. With 32 channels each would be
 # a group of its own, and group normalisation would take the noise level out again.
@@ -34,7 +34,10 @@ def minute_unet():
 
 def stand_in_params(network, config):
   """Stand-in parameters of any configuration, nested."""
-  return unflatten({path: _draw(path, leaf.shape) for path, leaf in flatten(network_shapes(network, config)).items()})
+  return unflatten_dict(
+    {path: _draw(path, leaf.shape) for path, leaf in flatten_dict(network_shapes(network, config), sep="/").items()},
+    sep="/",
+  )
 
 
 def _draw(path, shape):

@@ -8,14 +8,14 @@ import soundfile
 from PIL import Image
 
 from dicetalk_jax.app.uploads import Upload
-from dicetalk_jax.data.world.identity import draw_identity
-from dicetalk_jax.data.world.parameters import PARAMETERS
-from dicetalk_jax.data.world.renderer import face_box, render
-from dicetalk_jax.data.world.sentences import sentences
-from dicetalk_jax.data.world.speakers import draw_voice
-from dicetalk_jax.data.world.voice import speak
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.audio import RATE
+from dicetalk_jax.vocabulary import SAMPLE_RATE
+from dicetalk_jax.world.identity import draw_identity
+from dicetalk_jax.world.parameters import PARAMETERS
+from dicetalk_jax.world.renderer import face_box, render
+from dicetalk_jax.world.sentences import sentences
+from dicetalk_jax.world.speakers import draw_voice
+from dicetalk_jax.world.voice import speak
 
 PICTURE_SIDE = 512
 _LONGEST_TEXT = 600
@@ -51,7 +51,7 @@ def draw_speech(text: str, seed: int, folder: pathlib.Path) -> pathlib.Path:
     raise InputError(f"the sentence has {len(text)} letters; give up to {_LONGEST_TEXT}")
   sound = speak(text, draw_voice(_checked(seed))).audio
   path = folder / f"voice_{int(seed)}.wav"
-  soundfile.write(path, sound, RATE, subtype="PCM_16")
+  soundfile.write(path, sound, SAMPLE_RATE, subtype="PCM_16")
   return path
 
 

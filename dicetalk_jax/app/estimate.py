@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from dicetalk_jax.app.requests import Request
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.conversion.networks import build, network_shapes
 from dicetalk_jax.diffusion import guidance
 from dicetalk_jax.inference.conditions import frame_count
 from dicetalk_jax.inference.pipeline import DiceTalk
-from dicetalk_jax.media.audio import RATE
-from dicetalk_jax.training.costs import count_flops, peak_flops
+from dicetalk_jax.parallel.flops import count_flops, peak_flops
+from dicetalk_jax.vocabulary import SAMPLE_RATE
+from dicetalk_jax.weights.networks import build, network_shapes
 
 # Of the rate of a large matrix product, before anything has been measured.
 _REACHED = 0.4
@@ -51,7 +51,7 @@ class Estimator:
         self._rate, self._measured = flops / step_seconds, True
 
   def _flops(self, config, video_size, seconds):
-    frames = frame_count(round(seconds * RATE))
+    frames = frame_count(round(seconds * SAMPLE_RATE))
     plan = self._talker.plan(config.steps, config.window, config.shift, config.overlap)
     groups = sum(len(plan.groups(frames + config.window, step)) for step in range(config.steps))
     decoding = frames * _decoding_flops(self._config("vae"), *video_size)

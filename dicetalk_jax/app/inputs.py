@@ -14,14 +14,16 @@ from PIL import Image
 from dicetalk_jax.app.limits import MEGA, Limits
 from dicetalk_jax.app.uploads import Upload
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.inference.priors import SUFFIXES as PRIORS
-from dicetalk_jax.inference.priors import read_prior
+from dicetalk_jax.files import existing_file
 from dicetalk_jax.inference.recordings import is_recording
-from dicetalk_jax.media.audio import RATE, is_silent, read_audio
+from dicetalk_jax.media.audio import is_silent, read_audio
 from dicetalk_jax.media.expression import SUFFIXES as COEFFICIENTS
 from dicetalk_jax.media.face import FaceDetector, HaarDetector
-from dicetalk_jax.media.files import decoded, existing_file
 from dicetalk_jax.media.image import read_image, resize
+from dicetalk_jax.media.packets import decoded
+from dicetalk_jax.vocabulary import SAMPLE_RATE
+from dicetalk_jax.weights.priors import SUFFIXES as PRIORS
+from dicetalk_jax.weights.priors import read_prior
 
 # Of the picture that the page draws boxes on.
 _PREVIEW_SIDE = 640
@@ -65,7 +67,7 @@ def read_speech(upload: Upload, limits: Limits) -> SpeechFound:
   """Reads a sound; InputError where it cannot be used or is too long."""
   check_speech(upload, limits)
   sound = _told(upload, lambda: read_audio(upload.path))
-  seconds = len(sound) / RATE
+  seconds = len(sound) / SAMPLE_RATE
   _check_seconds(upload, seconds, limits)
   return SpeechFound(seconds, _peaks(sound), is_silent(sound))
 

@@ -42,8 +42,8 @@ class App:
 
   def run(self) -> int:
     from dicetalk_jax.app.server import check_address, serve
-    from dicetalk_jax.inference.compiled import keep_compiled_programs
     from dicetalk_jax.inference.pipeline import DiceTalk
+    from dicetalk_jax.parallel.compilation import keep_compiled_programs
 
     # Before networks are looked for, which may take a while.
     check_address(self.host, self.port, self.auth)

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import tyro
 
 from dicetalk_jax.cli.terminal import console, interruptible, progress_bars
-from dicetalk_jax.data.clips import ClipsLayout
-from dicetalk_jax.data.hdtf import HdtfLayout
-from dicetalk_jax.data.mead import MeadLayout
-from dicetalk_jax.data.synthetic import SyntheticLayout
-from dicetalk_jax.data.voxceleb2 import Voxceleb2Layout
+from dicetalk_jax.data.build.folder import ClipsLayout
+from dicetalk_jax.data.build.hdtf import HdtfLayout
+from dicetalk_jax.data.build.mead import MeadLayout
+from dicetalk_jax.data.build.synthetic import SyntheticLayout
+from dicetalk_jax.data.build.voxceleb2 import Voxceleb2Layout
 from dicetalk_jax.errors import OutputError
 
 
@@ -39,7 +39,7 @@ class _Building:
   """Processes; default: one for each core."""
 
   def run(self):
-    from dicetalk_jax.data.builders import build_set
+    from dicetalk_jax.data.build.tfds import build_set
 
     with _progress() as progress:
       report = build_set(self.layout, self.out, getattr(self, "root", None), self.workers, progress)
@@ -137,7 +137,7 @@ class Encode:
   """What the networks compute in; default: bfloat16 on an accelerator, float32 on a CPU."""
 
   def run(self):
-    from dicetalk_jax.data.encode import encode
+    from dicetalk_jax.data.encode.runner import encode
 
     with _progress() as progress:
       done = encode(

@@ -41,8 +41,8 @@ class Evaluate:
     from dicetalk_jax.evaluation.evaluate import evaluate
     from dicetalk_jax.evaluation.measuring import Measuring
     from dicetalk_jax.evaluation.report import check_plotting, write_report
-    from dicetalk_jax.inference.compiled import keep_compiled_programs
     from dicetalk_jax.inference.pipeline import DiceTalk
+    from dicetalk_jax.parallel.compilation import keep_compiled_programs
 
     check_plotting()
     keep_compiled_programs()

@@ -75,10 +75,10 @@ class Generate:
   def _run_one(self) -> int:
     import jax
 
-    from dicetalk_jax.inference.compiled import keep_compiled_programs
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.media.video import check_target, probe
     from dicetalk_jax.parallel import hosts
+    from dicetalk_jax.parallel.compilation import keep_compiled_programs
 
     hosts.connect(_say)
     keep_compiled_programs()
@@ -112,10 +112,10 @@ class Generate:
   def _run_jobs(self) -> int:
     import jax
 
-    from dicetalk_jax.inference.compiled import keep_compiled_programs
-    from dicetalk_jax.inference.jobs import part_from_hosts, run_jobs
+    from dicetalk_jax.inference.jobs.runner import part_from_hosts, run_jobs
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.parallel import hosts
+    from dicetalk_jax.parallel.compilation import keep_compiled_programs
     from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
 
     hosts.connect(_say)

@@ -45,9 +45,9 @@ class Plan:
 
   def run(self):
     from dicetalk_jax.parallel.mesh import MeshConfig
-    from dicetalk_jax.parallel.plan import device_kind
+    from dicetalk_jax.planning.devices import device_kind
+    from dicetalk_jax.planning.training import plan_training
     from dicetalk_jax.training.overrides import override
-    from dicetalk_jax.training.plan import plan_training
 
     kind, mesh = device_kind(self.device), MeshConfig.parse(self.mesh)
     if self.compiler == "tpu" and not kind.shapes:

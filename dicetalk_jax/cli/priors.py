@@ -42,7 +42,7 @@ class Priors:
 
   def run(self):
     from dicetalk_jax.inference.label_priors import write_label_priors
-    from dicetalk_jax.inference.weights import Weights
+    from dicetalk_jax.weights.folder import Weights
 
     weights = Weights.open(self.weights)
     with progress_bars() as progress:

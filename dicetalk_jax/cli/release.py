@@ -26,7 +26,7 @@ class Download:
   """Of a mirror of the hub."""
 
   def run(self):
-    from dicetalk_jax.inference.download import download
+    from dicetalk_jax.weights.download import download
 
     with progress_bars(of_bytes=True) as progress:
       download(self.target, token=self.token, endpoint=self.endpoint, progress=progress)
@@ -53,7 +53,7 @@ class Convert:
   """Leave out what only `dicetalk export --all` needs."""
 
   def run(self):
-    from dicetalk_jax.inference.weights import convert_release
+    from dicetalk_jax.weights.folder import convert_release
 
     with progress_bars(of_bytes=True, one_bar=True) as progress:
       weights = convert_release(self.source, self.weights, self.priors, self.slim, progress)
@@ -77,7 +77,7 @@ class Export:
   """The parts by others too: Stable Video Diffusion, Whisper, RIFE and the emotion priors."""
 
   def run(self):
-    from dicetalk_jax.conversion.export import export
+    from dicetalk_jax.weights.release.export import export
 
     with progress_bars(one_bar=True) as progress:
       written = export(self.weights, self.target, self.all, progress)
@@ -95,7 +95,7 @@ class Info:
   """Weights folder."""
 
   def run(self):
-    from dicetalk_jax.inference.weights import Weights
+    from dicetalk_jax.weights.folder import Weights
 
     print(Weights.open(self.weights).info())
 
@@ -123,7 +123,7 @@ class Pack:
     import jax.numpy as jnp
 
     from dicetalk_jax.config import GenerationConfig, load_preset
-    from dicetalk_jax.inference.weights import Weights
+    from dicetalk_jax.weights.folder import Weights
 
     generation = load_preset(self.config, GenerationConfig) if self.config else None
     print(Weights.open(self.weights).pack(self.out, generation, jnp.dtype(self.dtype)).info())
@@ -146,8 +146,8 @@ class Widen:
   """Of how the two halves of each channel differ."""
 
   def run(self):
-    from dicetalk_jax.inference.weights import Weights
-    from dicetalk_jax.training.widening import widen
+    from dicetalk_jax.weights.folder import Weights
+    from dicetalk_jax.weights.widening import widen
 
     print(widen(Weights.open(self.weights), self.out, self.seed).info())
 
@@ -166,7 +166,7 @@ class Average:
   """Weights folder to make; it must not exist, or be empty."""
 
   def run(self):
-    from dicetalk_jax.inference.weights import Weights
-    from dicetalk_jax.training.averaging import average
+    from dicetalk_jax.weights.averaging import average
+    from dicetalk_jax.weights.folder import Weights
 
     print(average([Weights.open(folder) for folder in self.weights], self.out).info())

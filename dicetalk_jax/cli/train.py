@@ -113,7 +113,7 @@ class Embedder(_ForetoldTraining):
     return EmbedderConfig, train_embedder
 
   def _costs(self, config):
-    from dicetalk_jax.training.dry_run import embedder_costs
+    from dicetalk_jax.planning.dry_run import embedder_costs
 
     return embedder_costs(config)
 
@@ -132,7 +132,7 @@ class Adaptation(_ForetoldTraining):
     return AdaptationConfig, train_adaptation
 
   def _costs(self, config):
-    from dicetalk_jax.training.dry_run import adaptation_costs
+    from dicetalk_jax.planning.dry_run import adaptation_costs
 
     return adaptation_costs(config)
 
@@ -145,8 +145,8 @@ class Autoencoder(_Training):
   """
 
   def _stage(self):
-    from dicetalk_jax.training.autoencoder import train_autoencoder
-    from dicetalk_jax.training.foundations_config import AutoencoderConfig
+    from dicetalk_jax.training.foundations.autoencoder import train_autoencoder
+    from dicetalk_jax.training.foundations.config import AutoencoderConfig
 
     return AutoencoderConfig, train_autoencoder
 
@@ -159,8 +159,8 @@ class AudioEncoder(_Training):
   """
 
   def _stage(self):
-    from dicetalk_jax.training.audio_encoder import train_audio_encoder
-    from dicetalk_jax.training.foundations_config import AudioEncoderConfig
+    from dicetalk_jax.training.foundations.audio_encoder import train_audio_encoder
+    from dicetalk_jax.training.foundations.config import AudioEncoderConfig
 
     return AudioEncoderConfig, train_audio_encoder
 
@@ -173,8 +173,8 @@ class ImageEncoder(_Training):
   """
 
   def _stage(self):
-    from dicetalk_jax.training.foundations_config import ImageEncoderConfig
-    from dicetalk_jax.training.image_encoder import train_image_encoder
+    from dicetalk_jax.training.foundations.config import ImageEncoderConfig
+    from dicetalk_jax.training.foundations.image_encoder import train_image_encoder
 
     return ImageEncoderConfig, train_image_encoder
 
@@ -187,8 +187,8 @@ class FrameInterpolator(_Training):
   """
 
   def _stage(self):
-    from dicetalk_jax.training.foundations_config import FrameInterpolatorConfig
-    from dicetalk_jax.training.frame_interpolator import train_frame_interpolator
+    from dicetalk_jax.training.foundations.config import FrameInterpolatorConfig
+    from dicetalk_jax.training.foundations.frame_interpolator import train_frame_interpolator
 
     return FrameInterpolatorConfig, train_frame_interpolator
 

@@ -51,7 +51,7 @@ def _commands(arguments):
 
 def _generation(arguments) -> GenerationConfig:
   """Of --config, or as --weights, or the weights inside the package, are meant to be used."""
-  from dicetalk_jax.inference.weights import Weights
+  from dicetalk_jax.weights.folder import Weights
 
   if preset := _given(arguments, "--config"):
     return load_preset(preset, GenerationConfig)

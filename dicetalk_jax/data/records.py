@@ -9,20 +9,7 @@ import av
 import numpy as np
 
 from dicetalk_jax.errors import InputError
-
-FPS = 25
-RATE = 16_000
-SAMPLES_PER_FRAME = RATE // FPS
-EXPRESSION_DIM = 64
-# MEAD's, in the order of the published priors' labels; -1 in a record is "not known".
-EMOTIONS = ("angry", "contempt", "disgusted", "fear", "happy", "neutral", "sad", "surprised")
-LEVELS = (1, 2, 3)
-# What the drawn world knows of each frame (see dicetalk_jax/data/world).
-TRUTH = (
-  *("mouth_opening", "mouth_width", "phoneme"),
-  *("brow_inner", "brow_outer", "lid", "squint", "corner_left", "corner_right", "cheek", "nose_wrinkle", "upper_lip"),
-  *("gaze_x", "gaze_y", "yaw", "pitch", "roll"),
-)
+from dicetalk_jax.vocabulary import EMOTIONS, EXPRESSION_DIM, FPS, SAMPLES_PER_FRAME, TRUTH
 
 
 @dataclasses.dataclass(frozen=True)

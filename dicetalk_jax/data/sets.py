@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dicetalk_jax.errors import InputError, OutputError
-from dicetalk_jax.media.files import expanded
+from dicetalk_jax.files import expanded
 
 VERSION = "1.0.0"
 INFO = "dataset_info.json"

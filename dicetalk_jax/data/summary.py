@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dicetalk_jax.data.index import Index, read_index
-from dicetalk_jax.data.records import EMOTIONS, FPS, clip_of, decode_frames
+from dicetalk_jax.data.records import clip_of, decode_frames
 from dicetalk_jax.data.sets import Records, check_files, open_set
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.image import resize
+from dicetalk_jax.vocabulary import EMOTIONS, FPS
 
 _TILE, _MARGIN, _LABEL = 128, 4, 14
 _UNKNOWN = "not known"

@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.data.batches import diffusion_batches
-from dicetalk_jax.data.records import EMOTIONS, LEVELS
-from dicetalk_jax.data.sampling import generator
+from dicetalk_jax.data.batches.clips import diffusion_batches
+from dicetalk_jax.data.batches.sampling import generator
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.measuring import Measuring
 from dicetalk_jax.inference.decoding import decode_frames
-from dicetalk_jax.inference.jobs import weights_identity
-from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.inference.jobs.runner import weights_identity
 from dicetalk_jax.training.adaptation import train_adaptation
 from dicetalk_jax.training.config import AdaptationConfig, SamplesConfig
 from dicetalk_jax.training.loop import Status
 from dicetalk_jax.training.networks import Setup
 from dicetalk_jax.training.overrides import override
 from dicetalk_jax.training.samples import prior_means, sample_latents
+from dicetalk_jax.vocabulary import EMOTIONS, LEVELS
+from dicetalk_jax.weights.folder import Weights
 
 VARIANTS = {
   "the whole method": (),

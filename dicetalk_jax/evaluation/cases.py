@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from dicetalk_jax.data.records import EMOTIONS, LEVELS, SAMPLES_PER_FRAME
-from dicetalk_jax.data.synthetic import test_person
-from dicetalk_jax.data.world.drawing import Performance, draw_clip, perform
-from dicetalk_jax.data.world.renderer import face_box, render
-from dicetalk_jax.data.world.sentences import sentences
+from dicetalk_jax.data.build.synthetic import test_person
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.vocabulary import EMOTIONS, LEVELS, SAMPLES_PER_FRAME
+from dicetalk_jax.world.drawing import Performance, draw_clip, perform
+from dicetalk_jax.world.renderer import face_box, render
+from dicetalk_jax.world.sentences import sentences
 
 # Where portrait, sound and emotion come from; docs/evaluation.md has them in words.
 TRIALS = {
@@ -128,8 +128,8 @@ class World:
 
   def gallery(self, count: int) -> np.ndarray:
     """Portraits (count, size, size, 3) of the first `count` people, in rest: none is a frame of a case's portrait."""
-    from dicetalk_jax.data.world.identity import draw_identity
-    from dicetalk_jax.data.world.parameters import PARAMETERS
+    from dicetalk_jax.world.identity import draw_identity
+    from dicetalk_jax.world.parameters import PARAMETERS
 
     rest = np.zeros((1, len(PARAMETERS)), np.float32)
     return np.concatenate([render(draw_identity(test_person(self.seed, i)), rest, self.size) for i in range(count)])

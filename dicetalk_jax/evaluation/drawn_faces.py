@@ -5,17 +5,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dicetalk_jax.data.records import EMOTIONS, LEVELS
-from dicetalk_jax.data.sampling import generator
-from dicetalk_jax.data.synthetic import train_person
-from dicetalk_jax.data.world.acting import act
-from dicetalk_jax.data.world.drawing import truth
-from dicetalk_jax.data.world.expressions import draw_style
-from dicetalk_jax.data.world.identity import draw_identity
-from dicetalk_jax.data.world.renderer import render
-from dicetalk_jax.data.world.sentences import sentences
-from dicetalk_jax.data.world.speakers import draw_voice, prosody
-from dicetalk_jax.data.world.voice import Speech, speak
+from dicetalk_jax.data.batches.sampling import generator
+from dicetalk_jax.data.build.synthetic import train_person
+from dicetalk_jax.vocabulary import EMOTIONS, LEVELS
+from dicetalk_jax.world.acting import act
+from dicetalk_jax.world.drawing import truth
+from dicetalk_jax.world.expressions import draw_style
+from dicetalk_jax.world.identity import draw_identity
+from dicetalk_jax.world.renderer import render
+from dicetalk_jax.world.sentences import sentences
+from dicetalk_jax.world.speakers import draw_voice, prosody
+from dicetalk_jax.world.voice import Speech, speak
 
 PORTRAITS, EXPRESSIONS = 2, 6
 _NEUTRAL = EMOTIONS.index("neutral")

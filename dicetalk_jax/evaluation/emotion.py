@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dicetalk_jax.data.records import EMOTIONS
+from dicetalk_jax.vocabulary import EMOTIONS
 
 _NORMAL_95 = 1.959964
 # The paper's four, of Table 5.

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.data.records import EMOTIONS
 from dicetalk_jax.evaluation import identity, interpolation, lip_sync
 from dicetalk_jax.evaluation.cases import TRIALS, Case, World
 from dicetalk_jax.evaluation.config import EvaluationConfig
@@ -19,8 +18,9 @@ from dicetalk_jax.evaluation.measurements import Measured, Store
 from dicetalk_jax.evaluation.measuring import Measuring
 from dicetalk_jax.evaluation.priors import PriorScores, prior_scores
 from dicetalk_jax.inference.clips import ClipEmbedder, has_embedder
-from dicetalk_jax.inference.jobs import weights_identity
+from dicetalk_jax.inference.jobs.runner import weights_identity
 from dicetalk_jax.inference.pipeline import DiceTalk
+from dicetalk_jax.vocabulary import EMOTIONS
 
 _FPS = 25
 _STRIP = 6
@@ -154,7 +154,7 @@ class _Runner:
     """The clip itself, whose sound and emotion the case has."""
 
     def make():
-      from dicetalk_jax.data.world.renderer import render
+      from dicetalk_jax.world.renderer import render
 
       clip = case.emotion
       return self._measured(render(clip.identity, clip.parameters[: len(case.opening)], world.size), case)

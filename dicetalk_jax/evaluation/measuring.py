@@ -18,19 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.data.clip_sets import ClipSets
+from dicetalk_jax.data.batches.clip_sets import ClipSets
+from dicetalk_jax.data.batches.sampling import ENDLESS, Batches, Share, generator
 from dicetalk_jax.data.index import Index
-from dicetalk_jax.data.records import EMOTIONS, LEVELS, TRUTH
-from dicetalk_jax.data.sampling import ENDLESS, Batches, Share, generator
 from dicetalk_jax.diffusion.losses import emotion_loss
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.drawn_faces import EXPRESSIONS, PORTRAITS, DrawnFaces, draw_faces
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
-from dicetalk_jax.training.foundations import fit, held_out
+from dicetalk_jax.training.foundations.common import fit, held_out
 from dicetalk_jax.training.loop import Outcome, Status
+from dicetalk_jax.vocabulary import EMOTIONS, LEVELS, TRUTH
 
 # The phoneme is no size that can be regressed.
 MEASURED = tuple(name for name in TRUTH if name != "phoneme")
@@ -252,7 +252,11 @@ class Measuring:
   @property
   def identity(self) -> str:
     """The same for the same network alone, wherever it lies."""
-    parts = [*(np.asarray(leaf) for _, leaf in sorted(flatten(self._params).items())), self._mean, self._std]
+    parts = [
+      *(np.asarray(leaf) for _, leaf in sorted(flatten_dict(self._params, sep="/").items())),
+      self._mean,
+      self._std,
+    ]
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
   @property
@@ -261,7 +265,7 @@ class Measuring:
     return self._std
 
   def save(self, path: str | os.PathLike) -> None:
-    flat = {f"network/{name}": np.asarray(leaf) for name, leaf in flatten(self._params).items()}
+    flat = {f"network/{name}": np.asarray(leaf) for name, leaf in flatten_dict(self._params, sep="/").items()}
     safetensors.numpy.save_file(flat | {"mean": self._mean, "std": self._std, "size": np.array(self._size)}, path)
 
   @classmethod
@@ -272,7 +276,7 @@ class Measuring:
       raise InputError(f"{path} is missing; make it with `dicetalk train measuring`, and give its folder")
     stored = safetensors.numpy.load_file(path)
     flat = {name.removeprefix("network/"): leaf for name, leaf in stored.items() if name.startswith("network/")}
-    return cls(unflatten(flat), stored["mean"], stored["std"], stored["size"])
+    return cls(unflatten_dict(flat, sep="/"), stored["mean"], stored["std"], stored["size"])
 
   def __call__(self, frames: np.ndarray, portrait: np.ndarray, batch: int = 64) -> Measures:
     """frames (n, h, w, 3), and a neutral portrait (h, w, 3) of the same person; uint8 or float in [0, 1].

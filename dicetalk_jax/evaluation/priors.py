@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dicetalk_jax.data.records import EMOTIONS
 from dicetalk_jax.evaluation.cases import World
 from dicetalk_jax.inference.clips import ClipEmbedder
 from dicetalk_jax.training.clustering import centroid_accuracy, clustering_strength, strength_by_emotion
+from dicetalk_jax.vocabulary import EMOTIONS
 
 _TAKES = 3
 

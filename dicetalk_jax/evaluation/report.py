@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from dicetalk_jax.data.records import EMOTIONS
 from dicetalk_jax.errors import MissingDependencyError, OutputError
 from dicetalk_jax.evaluation.cases import TRIALS
 from dicetalk_jax.evaluation.evaluate import Evaluation, TrialScores
+from dicetalk_jax.vocabulary import EMOTIONS
 
 
 def check_plotting() -> None:

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.data.windows import Sequences, speech_at_25, starts
+from dicetalk_jax.data.batches.windows import Sequences, speech_at_25, starts
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.conditions import whisper_states
-from dicetalk_jax.inference.priors import Prior, finite
 from dicetalk_jax.inference.recordings import Recording, read_recording
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.media.audio import read_audio
-from dicetalk_jax.media.expression import EXPRESSION_DIM
+from dicetalk_jax.vocabulary import EXPRESSION_DIM
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.priors import Prior, finite
 
 # Frames of a window at 25 a second, where weights do not say with how many they were trained.
 _FRAMES = 64

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.inference.emotion import FRAMES_PER_SECOND, Emotion
-from dicetalk_jax.media.audio import RATE, log_mel
+from dicetalk_jax.inference.emotion import Emotion
+from dicetalk_jax.media.audio import log_mel
 from dicetalk_jax.media.face import FaceDetector, check_box, crop_around, face_mask, find_face
 from dicetalk_jax.media.image import clip_pixels, read_image, resize, to_signed, working_size
+from dicetalk_jax.vocabulary import MODEL_FPS, SAMPLE_RATE
 
 # Whisper's hidden states come at 50 Hz: one a 320 samples, four a video frame.
 _STATES_PER_FRAME = 4
@@ -85,7 +86,7 @@ def prepare_portrait(
 
 def frame_count(samples: int) -> int:
   """Frames at 12.5 a second of a 16 kHz sound (released: the last frame or two of sound get no frame of their own)."""
-  return samples // (RATE // 25) // 2
+  return samples // (SAMPLE_RATE // 25) // 2
 
 
 @functools.partial(jax.jit, static_argnames=("module", "method"))
@@ -100,7 +101,7 @@ def whisper_states(module, params, audio: np.ndarray) -> np.ndarray:
   """
   mel = log_mel(audio, {"num_mel_bins": module.num_mel_bins})
   states = np.concatenate([np.asarray(_apply(module, params, chunk[None])[0]) for chunk in mel])
-  return states[: 2 * (len(audio) // (RATE // 25))]
+  return states[: 2 * (len(audio) // (SAMPLE_RATE // 25))]
 
 
 def frame_windows(states: np.ndarray, positions: int) -> np.ndarray:
@@ -162,7 +163,7 @@ def _emotion_tokens(module, params, priors, bank):
 
 def emotion_tokens(module, params, emotion: Emotion, frames: int, bank="all", dtype=jnp.float32) -> TokenTable:
   """`TokenTable` of an emotion at each of `frames`; the unconditional tokens are those of a prior of zeros."""
-  priors = emotion.at(np.arange(frames) / FRAMES_PER_SECOND)
+  priors = emotion.at(np.arange(frames) / MODEL_FPS)
   # An emotion that holds is computed once.
   distinct, index = np.unique(priors, axis=0, return_inverse=True)
   rows = np.concatenate([distinct, np.zeros_like(distinct[:1])])

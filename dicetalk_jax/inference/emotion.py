@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.inference.priors import SUFFIXES, Prior, finite, read_prior, vector
 from dicetalk_jax.inference.recordings import is_recording
+from dicetalk_jax.vocabulary import MODEL_FPS
+from dicetalk_jax.weights.priors import SUFFIXES, Prior, finite, read_prior, vector
 
-FRAMES_PER_SECOND = 12.5
 STRONGEST = 2.0
 _FORMS = "a label, happy:0.7, happy:0.6+surprised:0.4, '0s neutral, 2s happy', a prior file, a clip or an array"
 _KEYFRAME = re.compile(
@@ -81,7 +81,7 @@ def resolve_emotion(
     also stand for a label within a mix or timeline: 'a.mat:0.5+b.mat:0.5' is half-way between two clips;
   - an array of prior_size numbers, or (n, prior_size): a prior for each frame of 12.5 a second, linear between;
   - {'mu': array}, a Prior or an Emotion;
-  - a drawn clip (`data.world.drawing.Performance`), or anything else with `expression` (n, 64) at 25 frames a second
+  - a drawn clip (`world.drawing.Performance`), or anything else with `expression` (n, 64) at 25 frames a second
     and `audio` at 16 kHz, of which one may be None.
   Raises InputError where it is none of these, or a clip and the weights have no embedder.
   """
@@ -117,7 +117,7 @@ def _from_array(spec, prior_size):
     raise InputError(
       f"The emotion's array has shape {mu.shape}; it should have {prior_size} numbers, or (frames, {prior_size})."
     )
-  seconds = np.arange(len(frames)) / FRAMES_PER_SECOND
+  seconds = np.arange(len(frames)) / MODEL_FPS
   return Emotion(seconds, frames, f"{len(frames)} given priors over {seconds[-1]:g}s", smooth=False)
 
 

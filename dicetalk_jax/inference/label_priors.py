@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dicetalk_jax.conversion.store import check_new, expanded
-from dicetalk_jax.data.encoded import encoded_clip, open_encoded
+from dicetalk_jax.data.batches.windows import Sequences
+from dicetalk_jax.data.encode.record import encoded_clip, open_encoded
 from dicetalk_jax.data.index import Index
-from dicetalk_jax.data.records import EMOTIONS, LEVELS
 from dicetalk_jax.data.sets import Records
-from dicetalk_jax.data.windows import Sequences
 from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.inference.clips import ClipEmbedder, pooled
-from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.vocabulary import EMOTIONS, LEVELS
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.store import check_new, expanded
 
 # MEAD has it at one level, whatever level is asked of the others.
 _WITHOUT_LEVELS = "neutral"

@@ -16,15 +16,15 @@ from dicetalk_jax.inference import conditions
 from dicetalk_jax.inference.clips import ClipEmbedder, has_embedder
 from dicetalk_jax.inference.decoding import decode_frames, interpolate_frames
 from dicetalk_jax.inference.denoising import Constants, Plan, denoise
-from dicetalk_jax.inference.emotion import FRAMES_PER_SECOND, Emotion, resolve_emotion
+from dicetalk_jax.inference.emotion import Emotion, resolve_emotion
 from dicetalk_jax.inference.video import Video
-from dicetalk_jax.inference.weights import Weights
-from dicetalk_jax.media.audio import RATE, is_silent, read_audio, read_sound, sound_name
+from dicetalk_jax.media.audio import is_silent, read_audio, read_sound, sound_name
 from dicetalk_jax.media.face import FaceDetector
 from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
 from dicetalk_jax.parallel.rules import shardings
+from dicetalk_jax.vocabulary import DTYPES, MODEL_FPS, SAMPLE_RATE
+from dicetalk_jax.weights.folder import Weights
 
-DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 BANKS = ("all", "nearest")
 # These run once a clip and are small: float32 costs nothing, and rounding here would reach every frame.
 _ALWAYS_FLOAT32 = (
@@ -139,7 +139,7 @@ class DiceTalk:
     resolved, notes = self._resolve_emotion(emotion)
     portrait = conditions.prepare_portrait(image, size, face_box, crop, detector)
     if isinstance(audio, np.ndarray | jax.Array | list):
-      audio = np.asarray(audio), RATE
+      audio = np.asarray(audio), SAMPLE_RATE
     sound, rate = read_sound(audio)
     speech = read_audio((sound, rate), name=sound_name(audio))
     frames = conditions.frame_count(len(speech))
@@ -179,7 +179,7 @@ class DiceTalk:
         )
     return Video(
       frames=pictures,
-      fps=2 * FRAMES_PER_SECOND if interpolate else FRAMES_PER_SECOND,
+      fps=2 * MODEL_FPS if interpolate else MODEL_FPS,
       latents=np.asarray(latents),
       audio=sound,
       sample_rate=rate,
@@ -312,14 +312,14 @@ def _noise(noise, seed, shape):
 
 def _dtype(dtype):
   if dtype is None:
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
   try:
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
   except TypeError:
     name = repr(dtype)
   if name not in DTYPES:
     raise InputError(f"dtype {name} is not supported; choose one of {', '.join(DTYPES)}.")
-  return DTYPES[name]
+  return jnp.dtype(name)
 
 
 def _whole(name, value, least, most=None):

@@ -8,14 +8,14 @@ import zipfile
 
 import numpy as np
 
-from dicetalk_jax.data.layout import EXPRESSIONS, SOUNDS, VIDEOS, coefficients_of
-from dicetalk_jax.data.records import FPS, SAMPLES_PER_FRAME
-from dicetalk_jax.data.timing import PictureTimes
+from dicetalk_jax.data.build.layout import EXPRESSIONS, SOUNDS, VIDEOS, coefficients_of
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.audio import RATE, is_silent, read_audio
-from dicetalk_jax.media.expression import COEFFICIENTS, EXPRESSION_DIM, SUFFIXES, read_expression
+from dicetalk_jax.media.audio import is_silent, read_audio
+from dicetalk_jax.media.expression import COEFFICIENTS, SUFFIXES, read_expression
 from dicetalk_jax.media.streaming import stream_pictures, stream_sound
+from dicetalk_jax.media.timing import PictureTimes
 from dicetalk_jax.media.video import open_video
+from dicetalk_jax.vocabulary import EXPRESSION_DIM, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 _VIDEOS, _SOUNDS = (*VIDEOS, ".mpeg", ".gif"), (*SOUNDS, ".opus")
 # These may be a prior or coefficients.
@@ -93,7 +93,7 @@ def _read_video(path) -> Recording:
   if count < 1:
     raise InputError(f"the picture and the sound of video {path} share no time; give one of them alone")
   expression = shown.expression(coefficients, begin + np.arange(count) / FPS)
-  first = round((begin - heard) * RATE)
+  first = round((begin - heard) * SAMPLE_RATE)
   samples = np.arange(first, first + count * SAMPLES_PER_FRAME)
   # Silent where there is no sound, which is at the ends and short.
   inside = (samples >= 0) & (samples < len(sound))

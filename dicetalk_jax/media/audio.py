@@ -11,15 +11,16 @@ import soundfile
 import soxr
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.files import decoded, existing_file
+from dicetalk_jax.files import existing_file
+from dicetalk_jax.media.packets import decoded
+from dicetalk_jax.vocabulary import SAMPLE_RATE
 
-RATE = 16000
 # Two frames at 12.5 a second, the fewest that make a video.
 SHORTEST_SECONDS = 2 / 12.5
 SILENCE = 1e-3  # a peak of -60 dBFS
 
 # Whisper's spectrogram (transformers: WhisperFeatureExtractor): 25 ms windows every 10 ms, in chunks of 30 s.
-CHUNK_SAMPLES = 30 * RATE
+CHUNK_SAMPLES = 30 * SAMPLE_RATE
 WINDOW_SAMPLES, HOP_SAMPLES = 400, 160
 
 # WAV and its kin, FLAC, Ogg, AIFF, CAF, AU: libsndfile reads them bit for bit as the release does. It knows mp3 too,
@@ -27,7 +28,7 @@ WINDOW_SAMPLES, HOP_SAMPLES = 400, 160
 _LIBSNDFILE_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
 
 
-def read_audio(source, rate: int = RATE, name: str | None = None) -> np.ndarray:
+def read_audio(source, rate: int = SAMPLE_RATE, name: str | None = None) -> np.ndarray:
   """Any sound -> (n,) float32 mono at `rate` samples a second.
 
   source: as in `read_sound`, or an array alone, which is at `rate` already. As the release does: the mean of the
@@ -103,7 +104,7 @@ def log_mel(audio: np.ndarray, config: Mapping | None = None) -> np.ndarray:
 @functools.cache
 def _mel_filters(bins: int) -> np.ndarray:
   return _audio_utils().mel_filter_bank(
-    1 + WINDOW_SAMPLES // 2, bins, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney"
+    1 + WINDOW_SAMPLES // 2, bins, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
   )
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.files import existing_file
+from dicetalk_jax.files import existing_file
+from dicetalk_jax.vocabulary import EXPRESSION_DIM
 
 # Deep3DFaceRecon's 257: identity 80, expression 64, texture 80, rotation 3, light 27, translation 3.
 COEFFICIENTS = 257
 EXPRESSION = slice(80, 144)
-EXPRESSION_DIM = 64
 SUFFIXES = (".mat", ".npy", ".npz", ".txt", ".csv", ".tsv")
 _NAMES = ("coeff", "expression")
 # Reconstruction tools drop or double a frame at the ends.

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.files import existing_file
+from dicetalk_jax.files import existing_file
 
 Box = tuple[int, int, int, int]
 

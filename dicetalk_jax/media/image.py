@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.files import existing_file
+from dicetalk_jax.files import existing_file
 
 SMALLEST_SIDE = 16
 BACKGROUND = "white"

@@ -8,9 +8,10 @@ import numpy as np
 import soxr
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.audio import RATE
-from dicetalk_jax.media.files import decoded, existing_file
+from dicetalk_jax.files import existing_file
+from dicetalk_jax.media.packets import decoded
 from dicetalk_jax.media.video import open_video
+from dicetalk_jax.vocabulary import SAMPLE_RATE
 
 _UNSPECIFIED, _BT709 = 2, 1  # codes of a colour matrix (ISO/IEC 23091-2)
 # From this height on players take an unnamed colour matrix for that of high definition.
@@ -86,7 +87,7 @@ def _displayed(frame, aspect) -> tuple[int, int]:
   return (frame.height, width) if round(frame.rotation / 90) % 2 else (width, frame.height)
 
 
-def stream_sound(source, rate: int = RATE) -> Iterator[tuple[float, np.ndarray]]:
+def stream_sound(source, rate: int = SAMPLE_RATE) -> Iterator[tuple[float, np.ndarray]]:
   """The sound of any file as mono float32 blocks without gaps at `rate`, each with the time of its first sample.
 
   Times are in seconds on the file's clock. As `read_audio`: the mean of the channels, soxr's HQ filter; what its time

@@ -15,8 +15,9 @@ import numpy as np
 import soxr
 
 from dicetalk_jax.errors import InputError, OutputError
-from dicetalk_jax.media.files import decoded, existing_file, expanded
+from dicetalk_jax.files import existing_file, expanded
 from dicetalk_jax.media.image import resize
+from dicetalk_jax.media.packets import decoded
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = "18"

@@ -8,18 +8,17 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.conversion.store import item_shapes, read_item
-from dicetalk_jax.data.batches import diffusion_batches
+from dicetalk_jax.data.batches.clips import diffusion_batches
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.parallel.flops import Flops, count_flops, peak_flops
 from dicetalk_jax.parallel.hosts import check_agreement
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation_loss import ObjectiveConfig, objective
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import AdaptationConfig
-from dicetalk_jax.training.costs import peak_flops, training_flops
 from dicetalk_jax.training.loop import Outcome, Status, Work, train
 from dicetalk_jax.training.networks import (
   LEARNING,
@@ -33,8 +32,9 @@ from dicetalk_jax.training.networks import (
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.samples import SampleWriter, prior_means
-from dicetalk_jax.training.state import TrainState, split
+from dicetalk_jax.training.state import TrainState, merge, split
 from dicetalk_jax.training.step import LossFn, make_step
+from dicetalk_jax.weights.store import item_shapes, read_item
 
 # What a model that obeys denoises worse with another clip's: the share by which the loss rises.
 _EXCHANGED = {
@@ -169,18 +169,20 @@ def save_weights(
   What was frozen is not taken from `state`, which may hold it in a shorter dtype. placement: of the state, where it is
   over several processes. Raises OutputError where it cannot be written.
   """
-  trained, networks = flatten(state.params if state.ema is None else state.ema), {}
+  trained, networks = flatten_dict(state.params if state.ema is None else state.ema, sep="/"), {}
   for name, shapes in setup.shapes.items():
     if name not in LEARNING:
       continue
-    ours = flatten(shapes)
+    ours = flatten_dict(shapes, sep="/")
     held = set() if name in setup.missing else set(item_shapes(setup.weights.folder / name))
     learnt = {path: trained[f"{name}/{path}"] for path in ours if f"{name}/{path}" in trained}
     if not learnt and held == ours.keys():
       continue
-    given = flatten(_given(setup, name, placement)) if held else {}
-    drawn = flatten(state.frozen.get(name, {}))
-    networks[name] = unflatten({path: next(of[path] for of in (learnt, given, drawn) if path in of) for path in ours})
+    given = flatten_dict(_given(setup, name, placement), sep="/") if held else {}
+    drawn = flatten_dict(state.frozen.get(name, {}), sep="/")
+    networks[name] = unflatten_dict(
+      {path: next(of[path] for of in (learnt, given, drawn) if path in of) for path in ours}, sep="/"
+    )
   write_result(folder, setup.weights, networks, {name: setup.architectures[name] for name in LEARNING})
 
 
@@ -189,6 +191,22 @@ def _given(setup, name, placement):
   if jax.process_count() == 1:
     return read_item(setup.weights.folder / name)
   return setup.weights.load(name, sharding=lambda shapes: placement.parameters({name: shapes})[name])
+
+
+def training_flops(setup, objective_config, params, frozen, batch) -> Flops:
+  """The model's operations in a step of the adaptation: forward, and backward to what trains, nothing computed twice.
+
+  params, frozen, batch: arrays or their shapes.
+  """
+
+  unet = setup.modules.unet.clone(remat=False, remat_policy=None)
+  loss_fn = adaptation_loss(dataclasses.replace(setup, modules=setup.modules._replace(unet=unet)), objective_config)
+
+  def step(params, frozen, batch, key):
+    return jax.grad(lambda params: loss_fn(merge(params, frozen), batch, key)[0])(params)
+
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, frozen, batch))
+  return count_flops(step, *shapes, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def _tell_of_windows(setup, config, warn):

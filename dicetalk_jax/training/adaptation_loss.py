@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dicetalk_jax.data.records import EMOTIONS, LEVELS
 from dicetalk_jax.diffusion.edm import precondition
 from dicetalk_jax.diffusion.losses import denoising_loss, draw_sigma, emotion_loss
 from dicetalk_jax.inference.denoising import ADDED_TIME_IDS
 from dicetalk_jax.training.config import ObjectiveConfig
+from dicetalk_jax.vocabulary import EMOTIONS, LEVELS
 
 # The release scales the face's box about its centre.
 _MASK_SCALE = 1.1

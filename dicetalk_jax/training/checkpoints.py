@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from dicetalk_jax.conversion.engine import flatten
-from dicetalk_jax.conversion.store import readable_size
 from dicetalk_jax.errors import OutputError, WeightsError
+from dicetalk_jax.files import readable_size
 from dicetalk_jax.parallel.hosts import gather, is_first, wait_for_all
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.training.state import TrainState
@@ -178,7 +178,7 @@ class Checkpoints:
   def _frozen(self, state):
     if self._checksums is None:
       sums = jax.jit(lambda tree: jax.tree.map(_checksum, tree))(state.frozen)
-      self._checksums = {path: int(value) for path, value in flatten(to_host(sums)).items()}
+      self._checksums = {path: int(value) for path, value in flatten_dict(to_host(sums), sep="/").items()}
     return self._checksums
 
   def _finish(self, raises=False):

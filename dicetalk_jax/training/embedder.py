@@ -10,25 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.data.batches import embedder_batches
-from dicetalk_jax.data.encoders import check_encoded_with
+from dicetalk_jax.data.batches.clips import embedder_batches
+from dicetalk_jax.data.encode.networks import check_encoded_with
 from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.models.emotion_embedder import EmotionEmbedder
+from dicetalk_jax.parallel.flops import count_flops, peak_flops
 from dicetalk_jax.parallel.hosts import check_agreement
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.clustering import centroid_accuracy, clustering_strength
 from dicetalk_jax.training.config import EmbedderConfig
-from dicetalk_jax.training.costs import count_flops, peak_flops
 from dicetalk_jax.training.loop import Outcome, Status, Work, train
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.plots import prior_plot
 from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.training.step import LossFn, make_step
+from dicetalk_jax.weights.folder import Weights
 
 
 def embedder_inputs(batch: Mapping) -> list:

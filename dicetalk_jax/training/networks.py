@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.conversion.networks import build, network_shapes
-from dicetalk_jax.data.encoders import check_encoded_with
-from dicetalk_jax.data.records import EMOTIONS, LEVELS
+from dicetalk_jax.data.encode.networks import check_encoded_with
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.inference.pipeline import DTYPES
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation_loss import Networks
 from dicetalk_jax.training.config import TRAINABLE, AdaptationConfig
-from dicetalk_jax.training.initial import initial_params, network_key
+from dicetalk_jax.vocabulary import DTYPES, EMOTIONS, LEVELS
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.initial import initial_params, network_key
+from dicetalk_jax.weights.networks import build, network_shapes
 
 # All that may train.
 LEARNING = ("unet", "audio_projection", "emotion_model", "pose_guider")
@@ -82,7 +81,7 @@ def set_up(config: AdaptationConfig, needs_weights: bool = True) -> Setup:
     missing.append("emotion_model/query")
 
   on_cpu = jax.default_backend() == "cpu"
-  dtype = DTYPES[config.dtype or ("float32" if on_cpu else "bfloat16")]
+  dtype = jnp.dtype(config.dtype or ("float32" if on_cpu else "bfloat16"))
 
   def module(name):
     return build(name, architectures[name], dtype if name == "unet" else jnp.float32)
@@ -117,7 +116,7 @@ def _check(config: AdaptationConfig) -> None:
       raise InputError(f"{name} is {value}, wanted a number of at least {smallest}")
   if not 0 < config.samples.sigma_min < config.samples.sigma_max:
     raise InputError(f"samples.sigma_min is {config.samples.sigma_min}, wanted a number above 0 and below sigma_max")
-  known = {"dtype": (config.dtype, tuple(DTYPES)), "remat_policy": (config.remat_policy, _REMAT_POLICIES)}
+  known = {"dtype": (config.dtype, DTYPES), "remat_policy": (config.remat_policy, _REMAT_POLICIES)}
   for name, (value, choices) in known.items():
     if value is not None and value not in choices:
       raise InputError(f"{name} '{value}' is not known; choose one of {', '.join(choices)}, or none")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from tensorboardX.proto.summary_pb2 import Summary
 
-from dicetalk_jax.data.records import EMOTIONS
+from dicetalk_jax.vocabulary import EMOTIONS
 
 
 def prior_plot(name: str, embedded: Mapping[str, np.ndarray]) -> Summary | None:

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Mapping
 
 from dicetalk_jax.errors import OutputError
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.parallel.hosts import is_first, wait_for_all
+from dicetalk_jax.weights.folder import Weights
 
 
 def write_result(

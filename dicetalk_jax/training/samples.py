@@ -16,7 +16,7 @@ from dicetalk_jax.errors import DiceTalkError
 from dicetalk_jax.inference import conditions
 from dicetalk_jax.inference.decoding import decode_frames
 from dicetalk_jax.inference.denoising import Constants, Plan, denoise
-from dicetalk_jax.inference.emotion import FRAMES_PER_SECOND, Emotion
+from dicetalk_jax.inference.emotion import Emotion
 from dicetalk_jax.media.video import write_video
 from dicetalk_jax.parallel.hosts import is_first
 from dicetalk_jax.parallel.mesh import to_host
@@ -25,6 +25,7 @@ from dicetalk_jax.training.adaptation_loss import Networks, face_masks
 from dicetalk_jax.training.config import SamplesConfig
 from dicetalk_jax.training.events import EventLog
 from dicetalk_jax.training.networks import Setup
+from dicetalk_jax.vocabulary import MODEL_FPS
 
 
 def sample_latents(
@@ -109,7 +110,7 @@ class SampleWriter:
       log.summaries(step, _animation(f"samples/{i}", pictures))
       try:
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_video(self._folder / f"{step:07d}_{i}.mp4", pictures, FRAMES_PER_SECOND)
+        write_video(self._folder / f"{step:07d}_{i}.mp4", pictures, MODEL_FPS)
       except (OSError, DiceTalkError) as error:
         log.warn(f"{self._folder}: a sample could not be written ({error}); training goes on.")
 
@@ -137,9 +138,7 @@ def _animation(name: str, frames: np.ndarray) -> Summary:
   """An animated GIF, which is what TensorBoard plays: frames (f, H, W, 3) in [0, 1]."""
   pictures = [Image.fromarray(frame) for frame in np.rint(255 * frames).astype(np.uint8)]
   file = io.BytesIO()
-  pictures[0].save(
-    file, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / FRAMES_PER_SECOND), loop=0
-  )
+  pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / MODEL_FPS), loop=0)
   height, width = frames.shape[1:3]
   image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
   return Summary(value=[Summary.Value(tag=name, image=image)])

@@ -8,8 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dicetalk_jax.conversion.engine import flatten, unflatten
 from dicetalk_jax.errors import InputError
 
 
@@ -90,7 +90,7 @@ def split(params: Mapping, trainable: str | Sequence[str] = "") -> tuple[dict, d
   regular expression, and where there is none.
   """
   patterns = [trainable] if isinstance(trainable, str) else list(trainable)
-  flat = flatten(params)
+  flat = flatten_dict(params, sep="/")
   if not patterns:
     raise InputError("nothing is named to train; give at least one regular expression of parameter paths")
   chosen = set()
@@ -105,9 +105,9 @@ def split(params: Mapping, trainable: str | Sequence[str] = "") -> tuple[dict, d
       )
     chosen |= found
   parts = ({path: leaf for path, leaf in flat.items() if (path in chosen) is trains} for trains in (True, False))
-  return tuple(unflatten(part) for part in parts)
+  return tuple(unflatten_dict(part, sep="/") for part in parts)
 
 
 def merge(params: Mapping, frozen: Mapping) -> dict:
   """The two parts of `split` as one again."""
-  return unflatten(flatten(params) | flatten(frozen))
+  return unflatten_dict(flatten_dict(params, sep="/") | flatten_dict(frozen, sep="/"), sep="/")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from app_server import Server
 
-from dicetalk_jax.demo import random_weights
+from dicetalk_jax.cli.demo import random_weights
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,15 @@ import dataclasses
 
 import numpy as np
 
-from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig, diffusion_batches, embedder_batches
-from dicetalk_jax.data.encoded import EncodedClip, features
-from dicetalk_jax.data.records import TRUTH
+from dicetalk_jax.data.batches.clips import (
+  DiffusionBatchConfig,
+  EmbedderBatchConfig,
+  diffusion_batches,
+  embedder_batches,
+)
+from dicetalk_jax.data.encode.record import EncodedClip, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+from dicetalk_jax.vocabulary import TRUTH
 
 LAYERS, WIDTH = 3, 8
 

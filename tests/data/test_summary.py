@@ -6,7 +6,7 @@ from makers import one_clip
 from PIL import Image
 
 from dicetalk_jax.cli import main
-from dicetalk_jax.data.building import Job, build
+from dicetalk_jax.data.build.runner import Job, build
 from dicetalk_jax.data.index import Index, index_path, read_index
 from dicetalk_jax.data.sets import Records
 from dicetalk_jax.data.summary import contact_sheet, summarise

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dicetalk_jax.cli import main
+from dicetalk_jax.cli.demo import random_weights
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.demo import random_weights
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.evaluate import EvaluationConfig, evaluate
 from dicetalk_jax.evaluation.measurements import Store

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from drawn_sets import people, write_set
 
-from dicetalk_jax.data.clip_sets import ClipSets
-from dicetalk_jax.data.records import EMOTIONS, TRUTH
+from dicetalk_jax.data.batches.clip_sets import ClipSets
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.ablations import Scores, table
 from dicetalk_jax.evaluation.drawn_faces import EXPRESSIONS, PORTRAITS, draw_faces
@@ -21,6 +20,7 @@ from dicetalk_jax.evaluation.measuring import (
   train_measuring,
 )
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
+from dicetalk_jax.vocabulary import EMOTIONS, TRUTH
 
 CONFIG = MeasuringConfig(
   people=24,

@@ -10,15 +10,15 @@ from conftest import GOLDEN, draw, relative_error
 from release import small_weights
 from talkers import embedding_weights, minute_talker, with_embedder
 
-from dicetalk_jax.data.encoded import EncodedClip
-from dicetalk_jax.data.windows import Sequences
-from dicetalk_jax.data.world.drawing import perform
+from dicetalk_jax.data.batches.windows import Sequences
+from dicetalk_jax.data.encode.record import EncodedClip
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.clips import ClipEmbedder, pooled
 from dicetalk_jax.inference.conditions import whisper_states
 from dicetalk_jax.inference.pipeline import DiceTalk
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.media.video import write_video
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.world.drawing import perform
 
 SPEECH = GOLDEN / "speech.wav"
 FRAMES = 20  # of `with_embedder`

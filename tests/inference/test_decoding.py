@@ -8,8 +8,8 @@ import pytest
 from conftest import config_json, draw, relative_error
 from talkers import stand_in_params
 
-from dicetalk_jax.conversion.networks import build
 from dicetalk_jax.inference.decoding import decode_frames, interpolate_frames
+from dicetalk_jax.weights.networks import build
 
 # Two levels of the tiny VAE's four: a latent position is 2×2 pixels.
 VAE_CONFIG = config_json("vae") | {"block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2}

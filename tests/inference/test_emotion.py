@@ -5,7 +5,7 @@ from conftest import GOLDEN, draw
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.emotion import Emotion, resolve_emotion
-from dicetalk_jax.inference.priors import Prior
+from dicetalk_jax.weights.priors import Prior
 
 LABELS = ["angry", "contempt", "disgusted", "fear", "happy", "neutral", "sad", "surprised"]
 PRIORS = {label: {"mu": draw(label, (256,))} for label in LABELS}
@@ -245,7 +245,7 @@ def test_weights_without_priors():
 
 
 def test_real_priors(examples):
-  from dicetalk_jax.inference.priors import read_priors
+  from dicetalk_jax.weights.priors import read_priors
 
   priors = read_priors(examples / "emotion_priors")
   emotion = resolve_emotion("0s neutral, 2s happy, 5s angry", priors)

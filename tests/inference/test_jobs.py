@@ -16,17 +16,17 @@ import soundfile
 from conftest import GOLDEN, quick_compilation
 from PIL import Image
 
+from dicetalk_jax.cli.demo import random_weights
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.demo import random_weights
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.inference.job_list import BadLine, read_jobs
-from dicetalk_jax.inference.job_records import results_path
-from dicetalk_jax.inference.jobs import run_jobs, weights_identity
+from dicetalk_jax.inference.jobs.reader import BadLine, read_jobs
+from dicetalk_jax.inference.jobs.results import results_path
+from dicetalk_jax.inference.jobs.runner import run_jobs, weights_identity
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.video import Video
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.media.audio import read_sound
 from dicetalk_jax.media.video import probe, read_video
+from dicetalk_jax.weights.folder import Weights
 
 # Four frames of 64×64.
 SMALL = GenerationConfig(face_box=(10, 10, 40, 40), size=64, steps=1, window=4, shift=2, interpolate=False)

@@ -7,15 +7,15 @@ from talkers import EMBEDDER, embedding_weights, stand_in_params
 from training.encoded_clips import write_clips
 
 from dicetalk_jax.cli import main
-from dicetalk_jax.data.encoded import encoded_clip, features, open_encoded
-from dicetalk_jax.data.records import EMOTIONS
+from dicetalk_jax.data.batches.windows import Sequences
+from dicetalk_jax.data.encode.record import encoded_clip, features, open_encoded
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
-from dicetalk_jax.data.windows import Sequences
 from dicetalk_jax.errors import InputError, OutputError, WeightsError
 from dicetalk_jax.inference.clips import ClipEmbedder
 from dicetalk_jax.inference.label_priors import label_priors, write_label_priors
-from dicetalk_jax.inference.priors import read_prior
-from dicetalk_jax.inference.weights import Weights
+from dicetalk_jax.vocabulary import EMOTIONS
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.priors import read_prior
 
 ALL = tuple(range(8))
 # Of the narrow Whisper of `write_clips`.

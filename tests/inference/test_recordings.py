@@ -8,7 +8,7 @@ import scipy.io
 import soundfile
 from conftest import GOLDEN, draw
 
-from dicetalk_jax.data.prepare import PrepareConfig, prepare
+from dicetalk_jax.data.build.prepare import PrepareConfig, prepare
 from dicetalk_jax.data.records import Source
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.recordings import is_recording, read_recording

@@ -9,9 +9,9 @@ import torch
 import transformers
 from conftest import config_json, draw, golden, relative_error, stand_in
 
-from dicetalk_jax.conversion.engine import to_flax
-from dicetalk_jax.conversion.small_networks import AUDIO_ENCODER
 from dicetalk_jax.models.audio_encoder import AudioEncoder
+from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.tables import AUDIO_ENCODER
 
 
 def load(config, state):

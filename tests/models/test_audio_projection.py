@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from conftest import draw, golden, relative_error, stand_in
 
-from dicetalk_jax.conversion.engine import to_flax
-from dicetalk_jax.conversion.small_networks import AUDIO_PROJECTION
 from dicetalk_jax.models.audio_projection import AudioProjection
+from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.tables import AUDIO_PROJECTION
 
 
 def test_golden():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import draw, golden, relative_error, stand_in
 
-from dicetalk_jax.conversion.engine import to_flax
-from dicetalk_jax.conversion.small_networks import EMOTION_MODEL
 from dicetalk_jax.models.emotion_bank import EmotionBank, EmotionModel, bank_loss
 from dicetalk_jax.models.emotion_discriminator import EmotionDiscriminator
+from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.tables import EMOTION_MODEL
 
 
 @functools.cache

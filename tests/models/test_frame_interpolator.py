@@ -10,9 +10,9 @@ import torch
 import weights
 from conftest import draw, golden, manifest, relative_error
 
-from dicetalk_jax.conversion.engine import to_flax
-from dicetalk_jax.conversion.small_networks import FRAME_INTERPOLATOR
 from dicetalk_jax.models.frame_interpolator import FrameInterpolator, _resize, warp
+from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.tables import FRAME_INTERPOLATOR
 
 
 @functools.cache

@@ -8,9 +8,9 @@ import torch
 import transformers
 from conftest import config_json, draw, golden, relative_error, stand_in
 
-from dicetalk_jax.conversion.engine import to_flax
-from dicetalk_jax.conversion.small_networks import IMAGE_ENCODER
 from dicetalk_jax.models.image_encoder import ImageEncoder
+from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.tables import IMAGE_ENCODER
 
 
 def load(config, state):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.models.layers import GroupNorm, LayerNorm, materialised_gradient
-from dicetalk_jax.training.costs import count_flops
+from dicetalk_jax.parallel.flops import count_flops
 
 
 def gradient(x):

@@ -5,9 +5,9 @@ import numpy as np
 import torch
 from conftest import draw, golden, relative_error, stand_in
 
-from dicetalk_jax.conversion.engine import to_flax
-from dicetalk_jax.conversion.small_networks import POSE_GUIDER
 from dicetalk_jax.models.pose_guider import PoseGuider
+from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.tables import POSE_GUIDER
 
 
 def run(guider, state, mask):

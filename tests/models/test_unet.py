@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import config_json, draw, golden, quick_compilation, relative_error, stand_in
 
-from dicetalk_jax.conversion.architectures import small_unet
-from dicetalk_jax.conversion.engine import to_flax
-from dicetalk_jax.conversion.unet import UNET
 from dicetalk_jax.models.unet import UNet, resize_bicubic
+from dicetalk_jax.weights.architectures import small_unet
+from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.tables import UNET
 
 
 @functools.cache

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import config_json, draw, golden, relative_error, stand_in
 
-from dicetalk_jax.conversion.engine import to_flax
-from dicetalk_jax.conversion.vae import VAE as TABLE
 from dicetalk_jax.models.vae import VAE
+from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.tables import VAE as TABLE
 
 
 @functools.cache

@@ -12,9 +12,8 @@ import sys
 from talkers import stand_in_params
 from training.encoded_clips import write_clips
 
-from dicetalk_jax import demo
-from dicetalk_jax.conversion.architectures import small_conditioning, small_unet
-from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.cli import demo
+from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, EmbedderBatchConfig
 from dicetalk_jax.parallel.mesh import MeshConfig, batch_share, make_mesh
 from dicetalk_jax.training.adaptation import train_adaptation
 from dicetalk_jax.training.config import (
@@ -27,6 +26,7 @@ from dicetalk_jax.training.config import (
 )
 from dicetalk_jax.training.embedder import train_embedder
 from dicetalk_jax.training.overrides import override
+from dicetalk_jax.weights.architectures import small_conditioning, small_unet
 
 EMBEDDER = dict(features=128, expression_features=64, speech_features=64, num_layers=1, num_fusion_layers=1, mlp=256)
 EMBEDDER |= dict(num_heads=8, dropout_rate=0.0, fusion_scale=1.0, inputs="both")

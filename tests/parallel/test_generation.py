@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import quick_compilation, relative_error
 
-from dicetalk_jax import DiceTalk, demo
+from dicetalk_jax import DiceTalk
+from dicetalk_jax.cli import demo
 from dicetalk_jax.diffusion import guidance
 from dicetalk_jax.inference.denoising import Constants, denoise_windows
 from dicetalk_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated

@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
-from dicetalk_jax.conversion.architectures import RELEASED
-from dicetalk_jax.conversion.engine import flatten
-from dicetalk_jax.conversion.networks import network_shapes
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.parallel.mesh import (
   MeshConfig,
@@ -27,11 +25,13 @@ from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.parallel.rules import RULES, SMALLEST, check_rules, shardings, spec_of
 from dicetalk_jax.training.adaptation_loss import Networks
 from dicetalk_jax.training.state import TrainState
+from dicetalk_jax.weights.architectures import RELEASED
+from dicetalk_jax.weights.networks import network_shapes
 
 FULL_SIZE = {
   f"{name}/{path}": leaf.shape
   for name in Networks._fields
-  for path, leaf in flatten(network_shapes(name, RELEASED[name])).items()
+  for path, leaf in flatten_dict(network_shapes(name, RELEASED[name]), sep="/").items()
 }
 
 

@@ -3,12 +3,12 @@
 import jax
 import pytest
 from conftest import quick_compilation
+from flax.traverse_util import flatten_dict
 from parallel import small_runs
 
-from dicetalk_jax.conversion.engine import flatten
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.parallel.mesh import MeshConfig
+from dicetalk_jax.weights.folder import Weights
 
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1)]
 
@@ -58,12 +58,14 @@ def test_parameters_in_parts_train_as_whole_ones(made, tmp_path):
   expected, _ = trained("embedder", made, tmp_path / "one", (1, 1, 1), 3)
   losses, state = trained("embedder", made, tmp_path / "parts", (2, 2, 2), 3)
   assert losses == pytest.approx(expected, rel=1e-4)
-  (kernel,) = [leaf for path, leaf in flatten(state.params).items() if path == "audio/layers_0/linear1/kernel"]
+  (kernel,) = [
+    leaf for path, leaf in flatten_dict(state.params, sep="/").items() if path == "audio/layers_0/linear1/kernel"
+  ]
   assert kernel.addressable_shards[0].data.size == kernel.size / 4
   # What it leaves is whole again.
   saved = Weights.open(tmp_path / "parts" / "weights").load("emotion_embedder")
-  averaged = flatten(state.averaged())
-  for path, leaf in flatten(saved).items():
+  averaged = flatten_dict(state.averaged(), sep="/")
+  for path, leaf in flatten_dict(saved, sep="/").items():
     assert (jax.device_get(averaged[path]) == leaf).all(), path
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dicetalk_jax.data.encoded import EncodedClip, features
-from dicetalk_jax.data.records import TRUTH
+from dicetalk_jax.data.encode.record import EncodedClip, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+from dicetalk_jax.vocabulary import TRUTH
 
 
 def write_clips(

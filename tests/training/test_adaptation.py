@@ -8,20 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import quick_compilation
+from flax.traverse_util import flatten_dict
 from talkers import stand_in_params
 from training.encoded_clips import write_clips
 
-from dicetalk_jax import demo
-from dicetalk_jax.conversion.architectures import RELEASED, small_conditioning, small_unet
-from dicetalk_jax.conversion.engine import flatten
-from dicetalk_jax.data.batches import DiffusionBatchConfig, diffusion_batches
-from dicetalk_jax.data.encoded import FORMAT, VERSION
-from dicetalk_jax.data.encoders import check_encoded_with, fingerprint
-from dicetalk_jax.data.records import EMOTIONS
+from dicetalk_jax.cli import demo
+from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.data.encode.networks import check_encoded_with, fingerprint
+from dicetalk_jax.data.encode.record import FORMAT, VERSION
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.evaluation.ablations import judged_rows, run_ablations
 from dicetalk_jax.evaluation.measuring import MEASURED, Measuring, MeasuringNetwork
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training import adaptation
@@ -31,6 +28,9 @@ from dicetalk_jax.training.loop import Status
 from dicetalk_jax.training.networks import check_batch, load_params, set_up
 from dicetalk_jax.training.optimizer import make_optimizer
 from dicetalk_jax.training.samples import prior_means
+from dicetalk_jax.vocabulary import EMOTIONS
+from dicetalk_jax.weights.architectures import RELEASED, small_conditioning, small_unet
+from dicetalk_jax.weights.folder import Weights
 
 UNET = small_unet((64,), head=32)
 EMBEDDER = dict(features=256, expression_features=64, speech_features=64, num_layers=1, num_fusion_layers=1, mlp=32)
@@ -99,17 +99,17 @@ def test_it_trains_goes_on_and_leaves_weights(config, tmp_path, weights):
   jax.tree.map(np.testing.assert_array_equal, again.state.params, outcome.state.params)
 
   made = Weights.open(tmp_path / "whole" / "weights")
-  ours, before = flatten(made.load("unet")), flatten(weights.load("unet"))
+  ours, before = flatten_dict(made.load("unet"), sep="/"), flatten_dict(weights.load("unet"), sep="/")
   trained = {path for path in ours if not np.array_equal(ours[path], before[path])}
   assert trained == {path for path in ours if "_ip_" in path}
   np.testing.assert_array_equal(ours["conv_in/kernel"], before["conv_in/kernel"])
-  averaged = flatten(outcome.state.averaged())
+  averaged = flatten_dict(outcome.state.averaged(), sep="/")
   for path in (
     "unet/mid_block/attentions_0/transformer_blocks_0/attn2/to_k_ip_1/kernel",
     "emotion_model/emo_linear/proj1/kernel",
   ):
     network, _, rest = path.partition("/")
-    np.testing.assert_array_equal(flatten(made.load(network))[rest], averaged[path])
+    np.testing.assert_array_equal(flatten_dict(made.load(network), sep="/")[rest], averaged[path])
   assert made.priors().keys() == weights.priors().keys()
 
 
@@ -117,7 +117,7 @@ def test_frozen_leaves_are_the_ones_they_were_and_have_no_optimizer_state(config
   setup = set_up(dataclasses.replace(config, dtype="bfloat16", trainable=("adapters",)))
   optimizer = make_optimizer(config.optimizer, 4)
   state, _ = initial_state(setup, config, optimizer)
-  trained, frozen = flatten(state.params), flatten(state.frozen)
+  trained, frozen = flatten_dict(state.params, sep="/"), flatten_dict(state.frozen, sep="/")
   assert all("_ip_" in path for path in trained if path.startswith("unet/"))
   assert all(path.startswith("emotion_embedder/") or path.startswith("unet/") for path in frozen)
   dtypes = {path.partition("/")[0]: leaf.dtype for path, leaf in frozen.items()}
@@ -141,7 +141,7 @@ def test_frozen_leaves_are_the_ones_they_were_and_have_no_optimizer_state(config
 )
 def test_what_trains_is_named(config, trainable, holds, lacks):
   config = dataclasses.replace(config, trainable=(trainable,))
-  trained = flatten(initial_state(set_up(config), config, make_optimizer(config.optimizer, 4))[0].params)
+  trained = flatten_dict(initial_state(set_up(config), config, make_optimizer(config.optimizer, 4))[0].params, sep="/")
   assert holds in trained and lacks not in trained
 
 
@@ -154,7 +154,7 @@ def test_networks_that_the_weights_lack_begin_untrained(config, weights, tmp_pat
   setup = set_up(config)
   assert set(setup.missing) == {"unet", "audio_projection", "emotion_model", "pose_guider"}
   params = load_params(setup, 0, Placement.alone())
-  unet = flatten(params["unet"])
+  unet = flatten_dict(params["unet"], sep="/")
   adapters = [path for path in unet if "_ip_" in path]
   assert len(adapters) == 8
   for path in adapters:
@@ -258,10 +258,10 @@ def test_what_was_frozen_is_left_bit_for_bit_as_the_weights_have_it(config, weig
   made = Weights.open(tmp_path / "made")
   changed = set()
   for name in weights.config["networks"]:
-    ours, before = flatten(made.load(name)), flatten(weights.load(name))
+    ours, before = flatten_dict(made.load(name), sep="/"), flatten_dict(weights.load(name), sep="/")
     assert {path: leaf.dtype for path, leaf in ours.items()} == {path: leaf.dtype for path, leaf in before.items()}
     changed |= {f"{name}/{path}" for path in before if not np.array_equal(ours[path], before[path])}
-  assert changed == set(flatten(state.params)) and len(changed) == 8
+  assert changed == set(flatten_dict(state.params, sep="/")) and len(changed) == 8
   np.testing.assert_array_equal(
     made.load("emotion_model")["classifier"]["fc1"]["bias"], state.ema["emotion_model"]["classifier"]["fc1"]["bias"]
   )

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dicetalk_jax.conversion.engine import flatten, unflatten
-from dicetalk_jax.conversion.networks import build, network_shapes
-from dicetalk_jax.data.records import EMOTIONS
-from dicetalk_jax.demo import _CONFIG
+from dicetalk_jax.cli.demo import _CONFIG
 from dicetalk_jax.inference.conditions import audio_tokens, emotion_tokens
 from dicetalk_jax.inference.emotion import resolve_emotion
 from dicetalk_jax.media.face import face_mask
@@ -28,6 +26,8 @@ from dicetalk_jax.training.adaptation_loss import (
   face_masks,
   objective,
 )
+from dicetalk_jax.vocabulary import EMOTIONS
+from dicetalk_jax.weights.networks import build, network_shapes
 
 B, FRAMES, SIDE, POSITIONS, STATES, WIDTH = 2, 3, 8, 10, 3, 64
 
@@ -193,15 +193,17 @@ def test_the_same_key_gives_the_same_loss_and_rows_that_only_fill_count_nothing(
 
 
 def test_the_slope_of_the_whole_objective():
-  given, key, h = flatten(params()), jax.random.key(3), 2e-4
-  slope = flatten(compiled(True)(params(), batch(), key)[1])
+  given, key, h = flatten_dict(params(), sep="/"), jax.random.key(3), 2e-4
+  slope = flatten_dict(compiled(True)(params(), batch(), key)[1], sep="/")
   # Not the bank's, whose slopes are no differences of values: Eq. 17, and straight-through.
   for part in ("unet/", "audio_projection/", r"emotion_model/(?!codebook|classifier)", ".*classifier/", "pose_guider/"):
     # Uphill, each parameter by its size: no rounding hides it, and few ReLUs are within h of their kink.
     uphill = {path: np.sign(slope[path]) * np.abs(leaf) for path, leaf in given.items() if re.match(part, path)}
     expected = sum(float(np.abs(slope[path] * leaf).sum()) for path, leaf in uphill.items())
     above, below = (
-      compiled(True)(unflatten({path: leaf + by * uphill.get(path, 0) for path, leaf in given.items()}), batch(), key)
+      compiled(True)(
+        unflatten_dict({path: leaf + by * uphill.get(path, 0) for path, leaf in given.items()}, sep="/"), batch(), key
+      )
       for by in (np.float32(h), np.float32(-h))
     )
     np.testing.assert_allclose((above[0][0] - below[0][0]) / (2 * h), expected, rtol=0.01, err_msg=part)

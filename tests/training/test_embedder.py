@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from training.encoded_clips import write_clips
 
-from dicetalk_jax.conversion.networks import network_shapes
-from dicetalk_jax.data.batches import EmbedderBatchConfig, embedder_batches
-from dicetalk_jax.data.encoded import FORMAT, VERSION
-from dicetalk_jax.data.encoders import fingerprint
-from dicetalk_jax.demo import _CONFIG
+from dicetalk_jax.cli.demo import _CONFIG
+from dicetalk_jax.data.batches.clips import EmbedderBatchConfig, embedder_batches
+from dicetalk_jax.data.encode.networks import fingerprint
+from dicetalk_jax.data.encode.record import FORMAT, VERSION
 from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.training.config import EmbedderConfig, EmbedderModelConfig, LoopConfig, OptimizerConfig
 from dicetalk_jax.training.embedder import (
@@ -28,6 +26,8 @@ from dicetalk_jax.training.embedder import (
   train_embedder,
 )
 from dicetalk_jax.training.loop import Status
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.networks import network_shapes
 
 CONFIG = EmbedderConfig(
   model=EmbedderModelConfig(features=16, num_layers=1, num_fusion_layers=1, num_heads=2, mlp=16),

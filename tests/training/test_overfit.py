@@ -4,23 +4,24 @@ import jax
 import numpy as np
 import pytest
 
-from dicetalk_jax.conversion.architectures import small_conditioning, small_unet
-from dicetalk_jax.data.batches import DiffusionBatchConfig, diffusion_batches
-from dicetalk_jax.data.encode import encode
-from dicetalk_jax.data.pictures import FrameBatchConfig
-from dicetalk_jax.data.records import SAMPLES_PER_FRAME, Clip, encode_frames, features
+from dicetalk_jax.cli.demo import _CONFIG
+from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.data.batches.pictures import FrameBatchConfig
+from dicetalk_jax.data.encode.runner import encode
+from dicetalk_jax.data.records import Clip, encode_frames, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
-from dicetalk_jax.data.world.drawing import draw_clip
-from dicetalk_jax.demo import _CONFIG
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.training.adaptation import adaptation_loss, initial_state, train_adaptation
-from dicetalk_jax.training.autoencoder import train_autoencoder
 from dicetalk_jax.training.config import AdaptationConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, SamplesConfig
-from dicetalk_jax.training.foundations_config import AutoencoderConfig, AutoencoderModelConfig
-from dicetalk_jax.training.initial import initial_weights
+from dicetalk_jax.training.foundations.autoencoder import train_autoencoder
+from dicetalk_jax.training.foundations.config import AutoencoderConfig, AutoencoderModelConfig
 from dicetalk_jax.training.networks import set_up
 from dicetalk_jax.training.optimizer import make_optimizer
 from dicetalk_jax.training.samples import SampleWriter
+from dicetalk_jax.vocabulary import SAMPLES_PER_FRAME
+from dicetalk_jax.weights.architectures import small_conditioning, small_unet
+from dicetalk_jax.weights.initial import initial_weights
+from dicetalk_jax.world.drawing import draw_clip
 
 FRAMES = 5  # at 12.5 a second
 PLAYED = [(0, "happy", 3), (1, "angry", 3), (2, "neutral", 1), (3, "surprised", 3)]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from dicetalk_jax.conversion.architectures import small_conditioning
-from dicetalk_jax.conversion.networks import network_shapes
 from dicetalk_jax.errors import OutputError
-from dicetalk_jax.inference.weights import Weights
 from dicetalk_jax.training.result import replaced, write_result
+from dicetalk_jax.weights.architectures import small_conditioning
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.networks import network_shapes
 
 ARCHITECTURE = small_conditioning(8, 8, pose_features=(8, 8))["pose_guider"]
 

@@ -1,0 +1,1 @@
+"""Features -> batches, with Grain."""

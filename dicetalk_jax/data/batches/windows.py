@@ -1,0 +1,95 @@
+"""Windows of an encoded clip: where they begin, what is in them, and how they are augmented."""
+
+import dataclasses
+
+import numpy as np
+
+from dicetalk_jax.data.encode.record import EncodedClip
+
+# A frame sees the positions from four before its own (see inference.conditions.frame_windows).
+_POSITIONS_BEFORE = 4
+
+
+def speech_windows(states: np.ndarray, frames: np.ndarray, positions: int) -> np.ndarray:
+  """States (2n, layers + 1, d) at 50 Hz, frames (f,) at 25 fps -> what each sees (f, positions, layers + 1, d).
+
+  The frame i sees positions 2i - 4 up to 2i - 4 + `positions`, zeros outside the clip: for every second frame the
+  windows of `inference.conditions.frame_windows`.
+  """
+  wanted = 2 * frames[:, None] - _POSITIONS_BEFORE + np.arange(positions)
+  windows = states[np.clip(wanted, 0, len(states) - 1)]
+  windows[(wanted < 0) | (wanted >= len(states))] = 0
+  return windows
+
+
+def speech_at_25(states: np.ndarray) -> np.ndarray:
+  """States (2n, layers + 1, d) at 50 Hz -> the last ones averaged in pairs (n, d) float32."""
+  last = states[:, -1].astype(np.float32)
+  return last.reshape(-1, 2, last.shape[-1]).mean(axis=1)  # (2n, d) -> (n, 2, d) -> (n, d)
+
+
+def starts(length: int, span: int, count: int, rng) -> np.ndarray:
+  """Where `count` windows of `span` frames begin in a clip: disjoint if they fit, otherwise each in a part of its own.
+
+  Without a generator they are spread evenly, a single one is in the middle.
+  """
+  free = max(0, length - span)
+  if rng is None:
+    return np.array([free // 2]) if count == 1 else np.linspace(0, free, count).astype(int)
+  room = length - count * span
+  if room >= 0:
+    return np.sort(rng.integers(0, room + 1, count)) + span * np.arange(count)
+  return ((np.arange(count) + rng.random(count)) * (free + 1) / count).astype(int)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+  """What the emotion is told from, at 25 Hz, float32: expression (n, 64), speech (n, d), of 0 rows where not known."""
+
+  expression: np.ndarray
+  speech: np.ndarray
+
+  @classmethod
+  def of(cls, clip: EncodedClip) -> "Sequences":
+    return cls(clip.expression, speech_at_25(clip.states))
+
+  def __len__(self):
+    return max(len(self.expression), len(self.speech))
+
+  @property
+  def nbytes(self) -> int:
+    return self.expression.nbytes + self.speech.nbytes
+
+  def window(self, times: np.ndarray) -> dict[str, np.ndarray]:
+    """Both at times (f,) in frames, interpolated, zero and masked after the end."""
+    inside, found = times <= len(self) - 1, {}
+    for name, sequence in (("expression", self.expression), ("speech", self.speech)):
+      known = inside & (len(sequence) > 0)
+      found |= {name: _at(sequence, times) * known[:, None], f"{name}_mask": known}
+    return found
+
+
+def _at(sequence: np.ndarray, times: np.ndarray) -> np.ndarray:
+  """Linear interpolation of (n, d) at times (f,) -> (f, d) float32; the last row after the end, zeros of 0 rows."""
+  sequence = sequence if len(sequence) else np.zeros((1, sequence.shape[1]), np.float32)
+  times = np.minimum(times, len(sequence) - 1)
+  before = np.floor(times).astype(int)
+  after = np.minimum(before + 1, len(sequence) - 1)
+  share = (times - before).astype(np.float32)[:, None]
+  return sequence[before] * (1 - share) + sequence[after] * share
+
+
+def jittered(expression: np.ndarray, mask: np.ndarray, jitter: float, rng) -> np.ndarray:
+  scale = jitter * expression[mask].std(axis=0)
+  noise = rng.standard_normal(expression.shape, np.float32)
+  return expression + noise * scale * mask[:, None]
+
+
+def jittered_box(box, most_scale: float, most_shift: float, rng) -> np.ndarray:
+  x, y, w, h = map(float, box)
+  if rng is not None:
+    scale = 1 + most_scale * rng.uniform(-1, 1)
+    shift = most_shift * rng.uniform(-1, 1, 2)
+    x, y = x + w * (shift[0] + (1 - scale) / 2), y + h * (shift[1] + (1 - scale) / 2)
+    w, h = w * scale, h * scale
+  return np.array([x, y, w, h], np.float32)

@@ -1,0 +1,1 @@
+"""Videos of any layout, or the drawn world -> records."""

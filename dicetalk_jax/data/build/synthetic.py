@@ -1,0 +1,199 @@
+"""The drawn world as a set: people who exist in no photograph, each saying sentences with every emotion and level."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from dicetalk_jax.data.build.layout import Listing
+from dicetalk_jax.data.build.runner import Job
+from dicetalk_jax.data.records import Clip, encode_frames
+from dicetalk_jax.data.settings import Settings
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.vocabulary import EMOTIONS, LEVELS, SAMPLES_PER_FRAME
+
+_LARGEST = 1024
+# People of a seed are numbered from here; those of the test split from further up, so that no size of a set mixes them.
+_PEOPLE_PER_SEED, _FIRST_TEST = 1_000_000, 500_000
+# Neutral has one level.
+_SCENES_IN_ALL = 1 + (len(EMOTIONS) - 1) * len(LEVELS)
+# What a random draw is for: no two share their numbers.
+_SCENES, _CUT, _VOICES = 101, 102, 103
+
+
+def train_person(seed: int, i: int) -> int:
+  """The i-th person of the train split of a seed."""
+  return seed * _PEOPLE_PER_SEED + i
+
+
+def test_person(seed: int, i: int) -> int:
+  """The i-th person of the test split of a seed."""
+  return seed * _PEOPLE_PER_SEED + _FIRST_TEST + i
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """One clip to draw: who says what, how."""
+
+  clip: str
+  person: int
+  emotion: str
+  level: int
+  sentence: str
+  take: int
+  voice: tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticLayout:
+  """The drawn world: no files are read."""
+
+  name: ClassVar[str] = "synthetic"
+  description: ClassVar[str] = "Drawn people speaking with eight emotions at three levels; every factor is known."
+
+  people: int = 40
+  """Of the train split."""
+
+  test_people: int = 8
+  """Of the test split: other people, who say other sentences."""
+
+  takes: int = 2
+  """Sentences of each person with each emotion and level (22 of these: neutral has one level)."""
+
+  scenes: int | None = None
+  """Of each person only so many of the 22, every emotion before any comes again; none: all. Many people of a few clips
+  each teach how faces differ; few people with all clips are soon known by heart."""
+
+  min_level: int = LEVELS[0]
+  """Emotions are drawn with this level and above, 3: the highest alone; neutral, which has no other, always."""
+
+  longest: int | None = None
+  """Frames: of a longer clip so many are drawn, from a random one on, with their sound; none: all."""
+
+  voices: Literal["own", "any"] = "own"
+  """any: a voice has an emotion and a level of its own, drawn for each clip, so that what the face shows can be learnt
+  from the emotion alone and not from the sound. Real voices mostly agree with their faces."""
+
+  size: int = 128
+  """Width and height in pixels."""
+
+  labelled: bool = True
+  """Write emotion and level; without them the set stands for the regular videos of training."""
+
+  seed: int = 0
+  """Another seed draws other people."""
+
+  crf: float = 10.0
+  """Quality of the H.264 frames; less is better and larger."""
+
+  def listing(self, root: Path | None = None) -> Listing:
+    """Raises InputError for numbers that make no set."""
+    del root
+    for name, low, high in (("people", 1, _FIRST_TEST), ("test_people", 0, _FIRST_TEST), ("takes", 1, 10_000)):
+      value = getattr(self, name)
+      if not low <= value <= high:
+        raise InputError(f"{name} is {value}; it must be from {low} to {high}")
+    if self.scenes is not None and not 1 <= self.scenes <= _SCENES_IN_ALL:
+      raise InputError(f"scenes is {self.scenes}; it must be from 1 to {_SCENES_IN_ALL}")
+    if self.min_level not in LEVELS:
+      raise InputError(f"min_level {self.min_level} is no level of emotion; those are 1, 2 and 3")
+    if self.voices not in ("own", "any"):
+      raise InputError(f"voices is '{self.voices}'; choose own or any")
+    if self.longest is not None and self.longest < 2:
+      raise InputError(f"longest is {self.longest}; it must be at least 2")
+    if self.size % 2 or not 64 <= self.size <= _LARGEST:
+      raise InputError(f"size {self.size} cannot be drawn: give an even number from 64 to {_LARGEST}")
+    if not 0 <= self.seed < 1000:
+      raise InputError(f"seed {self.seed} is not from 0 to 999")
+    train = [train_person(self.seed, i) for i in range(self.people)]
+    test = [test_person(self.seed, i) for i in range(self.test_people)]
+    return Listing(
+      [
+        Job(scene.clip, split, scene)
+        for split, people in (("train", train), ("test", test))
+        for person in people
+        for scene in self._scenes(person, split)
+      ]
+    )
+
+  def _scenes(self, person, split) -> Iterator[Scene]:
+    from dicetalk_jax.world.sentences import sentences
+
+    spoken = sentences(split)
+    for emotion, level in self._felt(person):
+      choice = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level])
+      chosen = choice.permutation(len(spoken))
+      for take in range(self.takes):
+        clip = f"p{person:07d}/{emotion}/level_{level}/{take:03d}"
+        voice = (emotion, level) if self.voices == "own" else self._voice(person, emotion, level, take)
+        yield Scene(clip, person, emotion, level, spoken[chosen[take % len(spoken)]], take, voice)
+
+  def _voice(self, person, emotion, level, take) -> tuple[str, int]:
+    rng = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level, take, _VOICES])
+    heard = EMOTIONS[rng.integers(len(EMOTIONS))]
+    return heard, LEVELS[0] if heard == "neutral" else int(rng.choice(LEVELS))
+
+  def _felt(self, person) -> list[tuple[str, int]]:
+    """The emotions and levels that a person is drawn with."""
+    strong = tuple(level for level in LEVELS if level >= self.min_level)
+    levels = {emotion: LEVELS[:1] if emotion == "neutral" else strong for emotion in EMOTIONS}
+    every = [(emotion, level) for emotion in EMOTIONS for level in levels[emotion]]
+    if self.scenes is None:
+      return every
+    rng = np.random.default_rng([self.seed, person, _SCENES])
+    # Rounds in which each emotion comes once, with a level that it has not had.
+    orders = {emotion: rng.permutation(levels[emotion]) for emotion in EMOTIONS}
+    rounds = [
+      (EMOTIONS[i], int(orders[EMOTIONS[i]][turn]))
+      for turn in range(len(LEVELS))
+      for i in rng.permutation(len(EMOTIONS))
+      if turn < len(orders[EMOTIONS[i]])
+    ]
+    return sorted(rounds[: self.scenes], key=every.index)
+
+  def check(self, root, jobs) -> None:
+    """Nothing outside is read that could be wrong."""
+
+  def make(self) -> Callable:
+    return functools.partial(_draw, self.size, self.crf, self.labelled, self.longest)
+
+  def settings(self) -> Settings:
+    return Settings(self)
+
+
+def _draw(size, crf, labelled, longest, scene: Scene) -> Iterator[Clip]:
+  from dicetalk_jax.world.drawing import perform
+  from dicetalk_jax.world.renderer import render
+
+  clip = perform(scene.person, scene.emotion, scene.level, scene.sentence, scene.take, size, scene.voice)
+  shown = _shown(scene, len(clip.parameters), longest)
+  frames, count = encode_frames(render(clip.identity, clip.parameters[shown], size), crf)
+  yield Clip(
+    clip=scene.clip,
+    source=SyntheticLayout.name,
+    identity=f"synthetic/p{scene.person:07d}",
+    video=scene.clip.rpartition("/")[0],
+    frames=frames,
+    num_frames=count,
+    height=size,
+    width=size,
+    face_box=clip.face_box,
+    audio=clip.audio[SAMPLES_PER_FRAME * shown.start : SAMPLES_PER_FRAME * shown.stop],
+    emotion=scene.emotion if labelled else None,
+    level=scene.level if labelled else 0,
+    expression=clip.expression[shown],
+    truth=clip.truth[shown],
+    sentence=scene.sentence,
+  )
+
+
+def _shown(scene: Scene, frames: int, longest: int | None) -> slice:
+  """Which frames of a clip are drawn."""
+  if longest is None or frames <= longest:
+    return slice(0, frames)
+  rng = np.random.default_rng([*scene.clip.encode(), _CUT])
+  start = int(rng.integers(frames - longest + 1))
+  return slice(start, start + longest)

@@ -1,0 +1,114 @@
+"""TFDS builders of the sets: `tfds`' own names over layouts and the resumable build.
+
+builder = Mead(data_dir="data")
+builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir="/sets/MEAD"))
+builder.as_data_source("train")[0]
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import tensorflow_datasets as tfds
+
+from dicetalk_jax.data import records
+from dicetalk_jax.data.build.folder import ClipsLayout
+from dicetalk_jax.data.build.hdtf import HdtfLayout
+from dicetalk_jax.data.build.mead import MeadLayout
+from dicetalk_jax.data.build.runner import Report, build
+from dicetalk_jax.data.build.synthetic import SyntheticLayout
+from dicetalk_jax.data.build.voxceleb2 import Voxceleb2Layout
+from dicetalk_jax.data.sets import VERSION
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.files import expanded
+
+LAYOUTS = {layout.name: layout for layout in (MeadLayout, HdtfLayout, Voxceleb2Layout, ClipsLayout, SyntheticLayout)}
+
+
+def build_set(
+  layout,
+  folder: str | os.PathLike,
+  root: str | os.PathLike | None = None,
+  workers: int | None = None,
+  progress: Callable[[str, int, int], None] | None = None,
+) -> Report:
+  """Builds the set of a layout (one of LAYOUTS, with its settings) from `root` into `folder`, or goes on with it.
+
+  Raises InputError for a wrong root, a folder in use or begun with something else, and where no clip came of it;
+  OutputError where `folder` cannot be written: what was finished stays valid.
+  """
+  folder = expanded(folder, "data set").absolute()
+  if root is not None and folder.resolve().is_relative_to(expanded(root, "set's folder").resolve()):
+    raise InputError(f"data set {folder} would lie inside {root}, among what it is made of; give another folder")
+  listing = layout.listing(root)
+  layout.check(root, listing.jobs)
+  return build(
+    folder,
+    layout.name,
+    listing.jobs,
+    layout.make(),
+    layout.settings(),
+    rejected=listing.rejected,
+    workers=workers,
+    progress=progress,
+    description=layout.description,
+  )
+
+
+class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """What the builders share. `layout`: with other settings than its own defaults."""
+
+  VERSION = tfds.core.Version(VERSION)
+  LAYOUT: ClassVar[type]
+
+  def __init__(self, *, layout=None, **kwargs):
+    self.layout = layout or self.LAYOUT()
+    super().__init__(file_format="array_record", **kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(builder=self, features=records.features(), description=self.LAYOUT.description)
+
+  def download_and_prepare(self, *, download_config=None, workers=None, progress=None, **_) -> None:
+    """Builds from `download_config.manual_dir` (not needed by `synthetic`); what is finished is not made again."""
+    root = download_config.manual_dir if download_config else None
+    if root is None and self.LAYOUT is not SyntheticLayout:
+      root = Path(self._data_dir_root) / "downloads" / "manual" / self.name
+    build_set(self.layout, self.data_path, root, workers, progress)
+    self.info.read_from_directory(self.data_dir)
+
+  def _split_generators(self, dl_manager):
+    raise AssertionError("download_and_prepare builds without it")
+
+  def _generate_examples(self):
+    raise AssertionError("download_and_prepare builds without it")
+
+
+class Mead(ClipBuilder):
+  """See dicetalk_jax.data.build.mead."""
+
+  LAYOUT = MeadLayout
+
+
+class Hdtf(ClipBuilder):
+  """See dicetalk_jax.data.build.hdtf."""
+
+  LAYOUT = HdtfLayout
+
+
+class Voxceleb2(ClipBuilder):
+  """See dicetalk_jax.data.build.voxceleb2."""
+
+  LAYOUT = Voxceleb2Layout
+
+
+class Clips(ClipBuilder):
+  """See dicetalk_jax.data.build.folder."""
+
+  LAYOUT = ClipsLayout
+
+
+class Synthetic(ClipBuilder):
+  """See dicetalk_jax.data.build.synthetic."""
+
+  LAYOUT = SyntheticLayout

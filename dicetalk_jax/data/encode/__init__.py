@@ -1,0 +1,1 @@
+"""Records -> latents and features, through the frozen networks."""

@@ -1,0 +1,314 @@
+"""The frozen networks over a stream of clips: batches of one shape across clips, decoding ahead of the device."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dicetalk_jax.data.encode.record import EncodedClip, Records, encoding_config
+from dicetalk_jax.data.records import Clip, clip_of, decode_frames
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.files import expanded
+from dicetalk_jax.media.audio import CHUNK_SAMPLES, log_mel
+from dicetalk_jax.media.image import clip_pixels
+from dicetalk_jax.models.vae import ENCODING_PARTS
+from dicetalk_jax.vocabulary import DTYPES
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.store import read_item
+
+_NETWORKS = {"all": ("vae", "image_encoder", "audio_encoder"), "audio": ("audio_encoder",)}
+# Of a network only these encode: the VAE's decoder may be another than it was when a set was encoded.
+_PARTS = {"vae": ENCODING_PARTS}
+# Whisper's positions a chunk of 30 s, at 50 Hz.
+_POSITIONS = CHUNK_SAMPLES // 320
+# Batches that the device may have in hand while the next is filled.
+_RUNNING = 2
+
+
+class Encoders:
+  """VAE, CLIP and Whisper of a weights folder, replicated over this host's devices, each of which takes `batch` frames.
+
+  what: "all", or "audio" for Whisper alone. Raises WeightsError for weights without them, InputError for a dtype that
+  is none.
+  """
+
+  def __init__(self, weights: Weights, what: str, batch: int, dtype: str | None = None):
+    # A CPU's devices, where it plays several, share its cores.
+    on_cpu = jax.default_backend() == "cpu"
+    devices = jax.local_devices()[:1] if on_cpu else jax.local_devices()
+    self.dtype_name = dtype or ("float32" if on_cpu else "bfloat16")
+    if self.dtype_name not in DTYPES:
+      raise InputError(f"dtype {dtype} is not supported; choose one of {', '.join(DTYPES)}")
+    mesh = Mesh(np.array(devices), ("data",))
+    self._rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    self._batch, self._chunks = batch * len(devices), (1 if on_cpu else 4) * len(devices)
+    self.fingerprints, self._params, self._modules = {}, {}, {}
+    for name in _NETWORKS[what]:
+      params = _encoding_part(name, weights.load(name))
+      self.fingerprints[name] = fingerprint(params)
+      # Sound is encoded once a clip, in the precision of `inference.pipeline`.
+      compute = jnp.dtype("float32" if name == "audio_encoder" else self.dtype_name)
+      cast = jax.tree.map(lambda leaf, compute=compute: leaf.astype(compute), params)
+      self._params[name], self._modules[name] = jax.device_put(cast, everywhere), weights.module(name, compute)
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """Of what comes out, for the target's configuration."""
+    whisper = self._modules["audio_encoder"]
+    sizes = {"audio_layers": whisper.encoder_layers + 1, "audio_width": whisper.d_model}
+    if "vae" in self._modules:
+      vae, clip = self._modules["vae"], self._modules["image_encoder"]
+      sizes |= {"latent_channels": vae.latent_channels, "downscale": vae.downscale}
+      sizes["image_embedding"] = clip.projection_dim
+    return sizes
+
+  def stream(self, places: Iterable[tuple[Records, int]], reference_every: int, threads: int) -> Iterator[EncodedClip]:
+    """Encodes records, each given as a set and a number in it, in order.
+
+    Raises InputError for a record that cannot be read, frames that cannot be decoded, or of a size that the VAE cannot
+    take; it names the file, and all clips before it come first.
+    """
+    encoders = {name: Batcher(self._function(name), batch) for name, batch in self._batches().items()}
+    running: collections.deque[_Encoding] = collections.deque()
+    prepare = functools.partial(self._prepare, reference_every=reference_every)
+    failure = None
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+      try:
+        for prepared in _ahead(pool, prepare, places, threads):
+          running.append(self._begin(prepared, encoders))
+          while running and not running[0].missing:
+            yield running.popleft().clip()
+      except InputError as error:
+        failure = error
+    # A clip that cannot be read does not take those before it along.
+    for encoder in encoders.values():
+      encoder.finish()
+    for encoding in running:
+      yield encoding.clip()
+    if failure:
+      raise failure
+
+  def _batches(self) -> dict[str, int]:
+    return {name: self._chunks if name == "audio_encoder" else self._batch for name in self._modules}
+
+  def _prepare(self, place: tuple[Records, int], reference_every: int) -> "_Prepared":
+    records, number = place
+    example = records[number]
+    clip = clip_of(example)
+    where = f"{records.file_of(number)}, clip {clip.clip}"
+    mel = log_mel(clip.audio, {"num_mel_bins": self._modules["audio_encoder"].num_mel_bins})
+    if "vae" not in self._modules:
+      return _Prepared(clip, int(example["emotion"]), mel)
+    downscale = self._modules["vae"].downscale
+    if clip.height % downscale or clip.width % downscale:
+      raise InputError(
+        f"{where}: its frames of {clip.width}x{clip.height} pixels cannot be encoded, both must be multiples of "
+        f"{downscale}; build the set at another size"
+      )
+    try:
+      frames = decode_frames(clip.frames)
+    except InputError as error:
+      raise InputError(f"{where}: {error}") from error
+    if frames.shape != (clip.num_frames, clip.height, clip.width, 3):
+      raise InputError(f"{where}: its frames are {frames.shape}, not those that it says; build the set again")
+    reference = np.arange(0, clip.num_frames, reference_every, dtype=np.int32)
+    pixels = np.stack([clip_pixels(frames[i]) for i in reference])
+    return _Prepared(clip, int(example["emotion"]), mel, frames, reference, pixels)
+
+  def _begin(self, prepared: "_Prepared", encoders: dict[str, "Batcher"]) -> "_Encoding":
+    encoding = _Encoding(prepared, self.sizes)
+    for i, chunk in enumerate(prepared.mel):
+      encoders["audio_encoder"].put(chunk, functools.partial(encoding.take_states, i))
+    if prepared.frames is not None:
+      for i, frame in enumerate(prepared.frames):
+        encoders["vae"].put(frame, functools.partial(encoding.take, ("latents_mean", "latents_logvar"), i))
+      for i, picture in enumerate(prepared.pixels):
+        encoders["image_encoder"].put(picture, functools.partial(encoding.take, ("image_embedding",), i))
+    # Only what comes out is kept.
+    encoding.forget_inputs()
+    return encoding
+
+  def _function(self, name: str) -> Callable[[np.ndarray], tuple]:
+    precision = "highest" if self._modules[name].dtype == jnp.float32 else "default"
+    module, params, rows = self._modules[name], self._params[name], self._rows
+    run = functools.partial({"vae": _latents, "image_encoder": _embedding, "audio_encoder": _states}[name], module)
+
+    def apply(batch):
+      with jax.default_matmul_precision(precision):
+        return run(params, jax.device_put(batch, rows))
+
+    return apply
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _latents(module, params, frames):
+  """(b, h, w, 3) uint8 -> mean and log-variance (b, h/8, w/8, 4) float16."""
+  signed = frames.astype(jnp.float32) / 255 * 2 - 1
+  moments = module.apply({"params": params}, signed, method="encode")
+  return tuple(part.astype(jnp.float16) for part in moments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embedding(module, params, pixels):
+  return (module.apply({"params": params}, pixels).astype(jnp.float16),)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _states(module, params, mel):
+  """(b, 3000, bins) -> (b, 1500, layers + 1, d) float16."""
+  return (module.apply({"params": params}, mel).astype(jnp.float16),)
+
+
+@dataclasses.dataclass
+class _Prepared:
+  """A clip ready for the networks: log-mel chunks, frames uint8, their reference frames' numbers and CLIP's pixels."""
+
+  clip: Clip
+  emotion: int
+  mel: np.ndarray
+  frames: np.ndarray | None = None
+  reference: np.ndarray | None = None
+  pixels: np.ndarray | None = None
+
+
+class _Encoding:
+  """A clip whose results are coming in; `missing` counts those that have not."""
+
+  def __init__(self, prepared: _Prepared, sizes: dict[str, int]):
+    self._prepared, clip = prepared, prepared.clip
+    n = clip.num_frames
+    self.missing = len(prepared.mel)
+    self._arrays = {"states": np.empty((2 * n, sizes["audio_layers"], sizes["audio_width"]), np.float16)}
+    if prepared.frames is not None:
+      scale = sizes["downscale"]
+      latents = (n, clip.height // scale, clip.width // scale, sizes["latent_channels"])
+      self._arrays |= {name: np.empty(latents, np.float16) for name in ("latents_mean", "latents_logvar")}
+      self._arrays["image_embedding"] = np.empty((len(prepared.reference), sizes["image_embedding"]), np.float16)
+      self.missing += n + len(prepared.reference)
+
+  def forget_inputs(self):
+    self._prepared = dataclasses.replace(self._prepared, mel=None, frames=None, pixels=None)
+
+  def take(self, names, row: int, *results):
+    for name, result in zip(names, results, strict=True):
+      self._arrays[name][row] = result
+    self.missing -= 1
+
+  def take_states(self, chunk: int, states):
+    rows = self._arrays["states"][_POSITIONS * chunk : _POSITIONS * (chunk + 1)]
+    rows[:] = states[: len(rows)]
+    self.missing -= 1
+
+  def clip(self) -> EncodedClip:
+    clip = self._prepared.clip
+    example = clip.example()
+    kept = ("clip", "source", "split", "identity", "video", "sentence", "expression", "truth")
+    return EncodedClip(
+      **{name: example[name] for name in kept},
+      emotion=self._prepared.emotion,
+      level=clip.level,
+      num_frames=clip.num_frames,
+      height=clip.height,
+      width=clip.width,
+      face_box=clip.face_box,
+      reference_index=self._prepared.reference,
+      **self._arrays,
+    )
+
+
+class Batcher:
+  """Rows through a function in batches of one shape; each row's results go to its taker when the device has them."""
+
+  def __init__(self, function: Callable[[np.ndarray], tuple], batch: int):
+    self._function, self._batch = function, batch
+    self._rows, self._takers = [], []
+    self._running = collections.deque()
+
+  def put(self, row: np.ndarray, taker: Callable) -> None:
+    if self._rows and self._rows[0].shape != row.shape:
+      # A batch has one shape; what waits must not hold up its clip until that shape comes again.
+      self._run()
+    self._rows.append(row)
+    self._takers.append(taker)
+    if len(self._rows) == self._batch:
+      self._run()
+
+  def finish(self) -> None:
+    if self._rows:
+      self._run()
+    while self._running:
+      self._collect()
+
+  def _run(self):
+    rows = np.stack(self._rows + [self._rows[-1]] * (self._batch - len(self._rows)))
+    self._running.append((self._function(rows), self._takers))
+    self._rows, self._takers = [], []
+    while len(self._running) > _RUNNING:
+      self._collect()
+
+  def _collect(self):
+    results, takers = self._running.popleft()
+    for taker, *row in zip(takers, *map(np.asarray, results), strict=False):
+      taker(*row)
+
+
+def _ahead(pool, function, items: Iterable, threads: int) -> Iterator:
+  """function over items in order, so many ahead that each thread has one."""
+  items, waiting = iter(items), collections.deque()
+  try:
+    for item in itertools.islice(items, threads):
+      waiting.append(pool.submit(function, item))
+    while waiting:
+      result = waiting.popleft().result()
+      for item in itertools.islice(items, 1):
+        waiting.append(pool.submit(function, item))
+      yield result
+  finally:
+    for future in waiting:
+      future.cancel()
+
+
+def check_encoded_with(
+  weights: Weights, folders: Iterable[str | os.PathLike], networks: Sequence[str] = _NETWORKS["all"]
+) -> None:
+  """Raises InputError for an encoded folder that was made with other `networks` than those of `weights`.
+
+  What says nothing of how it was encoded is taken as it is. Reads each network that weights and folders share.
+  """
+  ours = {}
+  for folder in folders:
+    folder = expanded(folder, "data set")
+    made_with = (encoding_config(folder) or {}).get("networks", {})
+    for name in networks:
+      if name in made_with and name in weights.config["networks"]:
+        if name not in ours:
+          ours[name] = fingerprint(_encoding_part(name, read_item(weights.folder / name)))
+        if made_with[name] != ours[name]:
+          raise InputError(
+            f"{folder} was encoded with another {name.replace('_', ' ')} than that of {weights.folder}; give the "
+            "weights that it was encoded with, or encode it again with these"
+          )
+
+
+def _encoding_part(name: str, params: Mapping) -> Mapping:
+  return {part: params[part] for part in _PARTS[name]} if name in _PARTS else params
+
+
+def fingerprint(params: Mapping) -> str:
+  """A number of nested parameters that stays the same however they are laid out on disk."""
+  digest = hashlib.sha256()
+  for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+    array = np.ascontiguousarray(leaf)
+    digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+    digest.update(array.view(np.uint8).data)
+  return digest.hexdigest()[:16]

@@ -1,0 +1,275 @@
+"""Encodes a set once: every clip's frames, sound and reference pictures through the frozen networks, shard by shard."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from dicetalk_jax.data.encode.networks import Encoders
+from dicetalk_jax.data.encode.record import (
+  CONFIG,
+  FORMAT,
+  VERSION,
+  WHAT,
+  EncodedClip,
+  encoding_config,
+  features,
+)
+from dicetalk_jax.data.index import Index, index_path, row
+from dicetalk_jax.data.sets import INFO, Records, Shard, locked, open_set, serialize, write_info, write_shard
+from dicetalk_jax.errors import InputError, OutputError
+from dicetalk_jax.files import expanded
+from dicetalk_jax.weights.folder import Weights
+
+# What each finished shard holds, beside it.
+_SHARDS = "shards"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """What a call has done: clips encoded, shards that were there before, and whether all parts are now complete."""
+
+  folder: Path
+  clips: int
+  kept_shards: int
+  complete: bool
+
+  def __str__(self):
+    state = "complete" if self.complete else "not complete: other parts are still to be encoded"
+    kept = f", {self.kept_shards} files kept from before" if self.kept_shards else ""
+    return f"{self.folder}: {self.clips} clips encoded{kept}; {state}"
+
+
+def encode(
+  data: str | os.PathLike,
+  target: str | os.PathLike,
+  weights: str | os.PathLike | Weights,
+  what: str = "all",
+  batch: int = 8,
+  part: tuple[int, int] = (0, 1),
+  reference_every: int = 10,
+  dtype: str | None = None,
+  threads: int = 2,
+  progress: Callable[[str, int, int], None] | None = None,
+) -> Encoded:
+  """Encodes all splits of the set in `data` into `target`, see `encoded.EncodedClip` for what comes out.
+
+  what: "all", or "audio" for Whisper's states and the coefficients alone, enough for the emotion embedder. batch:
+  frames at once on each device. part (i, k): only every k-th file, from the i-th on, so that k hosts share the work;
+  whoever ends last completes the set. reference_every: each so-manieth frame gets a CLIP embedding. dtype: what VAE and
+  CLIP compute in, bfloat16 on an accelerator and float32 on a CPU by default. threads: that decode frames while the
+  device computes. progress("encoding clips", done, total).
+
+  It goes on where it was stopped: a file of the target is whole or not there. Raises InputError for data that is no set
+  of clips or damaged (naming the file), for a target of other data, weights or options, and where another process
+  encodes the same part; OutputError where the disk is full. What was finished stays valid.
+  """
+  if what not in WHAT:
+    raise InputError(f"what {what!r} cannot be encoded; choose one of {', '.join(WHAT)}")
+  index, count = part
+  if not 0 <= index < count:
+    raise InputError(f"part {index} of {count} does not exist; parts count from 0")
+  for name, value in dict(batch=batch, reference_every=reference_every, threads=threads).items():
+    if value < 1:
+      raise InputError(f"{name} {value} cannot be used; give a whole number of at least 1")
+  data, target = expanded(data, "data set"), expanded(target, "target")
+  shards = _plan(data, target)
+  encoders = Encoders(weights if isinstance(weights, Weights) else Weights.open(weights), what, batch, dtype)
+  config = {
+    "format": FORMAT,
+    "version": VERSION,
+    "what": what,
+    "reference_every": reference_every,
+    "dtype": encoders.dtype_name,
+    "networks": encoders.fingerprints,
+    "data": {"folder": str(data.resolve()), "fingerprint": _fingerprint(data)},
+    "sizes": encoders.sizes,
+  }
+  try:
+    with locked(target / _SHARDS / f"part-{index}-of-{count}"):
+      with _alone(target):
+        _bind(target, config)
+      mine = shards[index::count]
+      todo = [shard for shard in mine if not shard.finished]
+      total, wanted = sum(shard.length for shard in mine), sum(shard.length for shard in todo)
+      places = itertools.chain.from_iterable(shard.places() for shard in todo)
+      # One stream over all files, so that a batch is not left half empty at the end of each.
+      with contextlib.closing(encoders.stream(places, reference_every, threads)) as stream:
+        counted = _counted(stream, total - wanted, total, progress)
+        for shard in todo:
+          shard.write(itertools.islice(counted, shard.length), what)
+      complete = all(shard.finished for shard in shards)
+      if complete:
+        with _alone(target):
+          _complete(target, shards, what)
+  except OSError as error:
+    raise OutputError(
+      f"{target} cannot be written ({error.strerror or error}); what was finished stays valid: make space or mend the "
+      "folder, and run the same command again"
+    ) from error
+  return Encoded(target, wanted, len(mine) - len(todo), complete)
+
+
+class _NotWriting(Exception):
+  """Carries a failure of the networks past `write_shard`, which takes errors of the same kind for the disk's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+  """A file of the set and the one of the same name that is made of it."""
+
+  records: Records
+  target: Path
+  split: str
+  number: int
+  first: int
+  length: int
+
+  @property
+  def path(self) -> Path:
+    return self.target / self.records.paths[self.number].name
+
+  @property
+  def _facts(self) -> Path:
+    return self.target / _SHARDS / f"{self.split}-{self.number:05d}.json"
+
+  @property
+  def _index(self) -> Path:
+    return self._facts.with_suffix(".npz")
+
+  @property
+  def finished(self) -> bool:
+    try:
+      return self.path.stat().st_size == json.loads(self._facts.read_text())["file_bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
+
+  @property
+  def summary(self) -> Shard:
+    return Shard(self.length, json.loads(self._facts.read_text())["bytes"])
+
+  def index(self) -> Index | None:
+    """None where it is damaged."""
+    index = Index.load(self._index)
+    return index if index is not None and len(index) == self.length else None
+
+  def places(self) -> Iterator[tuple[Records, int]]:
+    return ((self.records, self.first + i) for i in range(self.length))
+
+  def write(self, clips: Iterable[EncodedClip], what: str) -> None:
+    record, rows = features(what), []
+
+    def examples():
+      try:
+        for clip in clips:
+          example = clip.example()
+          rows.append(row(example))
+          yield serialize(record, example)
+      except (OSError, RuntimeError) as error:
+        raise _NotWriting from error
+
+    try:
+      written = write_shard(self.path, examples())
+    except _NotWriting as error:
+      if "RESOURCE_EXHAUSTED" in str(error.__cause__):
+        raise InputError(
+          "the device has no memory for so many frames at once; give a smaller batch, and the same command goes on"
+        ) from error.__cause__
+      raise error.__cause__ from None
+    Index.of_rows(rows).save(self._index)
+    # These come last: with them the file is finished.
+    _write_json(self._facts, {"bytes": written.bytes, "file_bytes": self.path.stat().st_size})
+
+
+def _counted(clips, done, total, progress) -> Iterator[EncodedClip]:
+  if progress:
+    progress("encoding clips", done, total)
+  for clip in clips:
+    done += 1
+    if progress:
+      progress("encoding clips", done, total)
+    yield clip
+
+
+def _plan(data: Path, target: Path) -> list[_Shard]:
+  if target.exists() and not target.is_dir():
+    raise InputError(f"{target} is not a folder; give the name of a new one")
+  if target.resolve().is_relative_to(data.resolve()):
+    raise InputError(f"{target} lies with the clips themselves; give another folder for what is encoded")
+  shards = []
+  for split in open_set(data).info.splits:
+    records = Records(data, split)
+    if "frames" not in records.features:
+      raise InputError(f"{data} holds no clips as `dicetalk data build` makes them; give the folder of such a set")
+    firsts = [0, *records.ends[:-1]]
+    shards += [
+      _Shard(records, target, split, i, int(first), int(end - first))
+      for i, (first, end) in enumerate(zip(firsts, records.ends, strict=True))
+    ]
+  return shards
+
+
+def _fingerprint(data: Path) -> str:
+  """Of what a set says of its files, which a copy says too, and also one of which a file was damaged or mended."""
+  digest = hashlib.sha256()
+  splits = open_set(data).info.splits
+  for name in sorted(splits):
+    files = [Path(path).name for path in splits[name].filepaths]
+    digest.update(f"{name} {files} {list(splits[name].shard_lengths)} {int(splits[name].num_bytes)}\n".encode())
+  return digest.hexdigest()[:16]
+
+
+def _bind(target: Path, config: dict) -> None:
+  """Begins a target, or refuses one that was begun with something else."""
+  begun = encoding_config(target)
+  if begun is None:
+    if others := sorted(path.name for path in target.iterdir() if path.name not in (".lock", _SHARDS)):
+      raise InputError(f"{target} is not empty (it holds {', '.join(others[:3])}); give a new folder")
+    _write_json(target / CONFIG, config, indent=2)
+    return
+  differences = [
+    (begun["data"]["fingerprint"], config["data"]["fingerprint"], f"other clips, those of {begun['data']['folder']}"),
+    *((begun[name], config[name], f"{name} {begun[name]}, not {config[name]}") for name in ("what", "reference_every")),
+    *((begun["networks"].get(n), found, f"other weights of the {n}") for n, found in config["networks"].items()),
+    (begun["dtype"], config["dtype"], f"dtype {begun['dtype']}, not {config['dtype']}"),
+  ]
+  for old, new, said in differences:
+    if old != new:
+      raise InputError(f"{target} was begun with {said}; go on with the same, or give another folder")
+
+
+def _complete(target: Path, shards: list[_Shard], what: str) -> None:
+  """Writes what makes the target a set."""
+  if (target / INFO).is_file():
+    return
+  splits = {split: list(group) for split, group in itertools.groupby(shards, lambda shard: shard.split)}
+  for split, group in splits.items():
+    indices = [shard.index() for shard in group]
+    if all(index is not None for index in indices):  # else the first who reads the set makes it
+      Index.join(indices).save(index_path(target, split))
+  name = shards[0].records.name
+  write_info(
+    target, name, features(what), {split: [shard.summary for shard in group] for split, group in splits.items()}
+  )
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+  """Waits for other parts that begin or complete the target at the same time."""
+  with (target / ".lock").open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _write_json(path: Path, value: dict, indent: int | None = None) -> None:
+  partial = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+  try:
+    partial.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)

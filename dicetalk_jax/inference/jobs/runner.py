@@ -1,0 +1,260 @@
+"""Many videos from one list (see `job_list`), each made once, however often the work is ended and begun again.
+
+What is done is recorded (see `job_records`). A video carries the digest of its job, so that one which took its name
+just before the process was killed, and has no record, is known as well.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import gc
+import hashlib
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax._src.distributed import global_state
+
+from dicetalk_jax.config import GenerationConfig
+from dicetalk_jax.errors import DiceTalkError, InputError, OutputError, WeightsError
+from dicetalk_jax.files import existing_file
+from dicetalk_jax.inference.jobs.reader import BadLine, Job, read_jobs
+from dicetalk_jax.inference.jobs.results import Result, records_of
+from dicetalk_jax.inference.pipeline import DiceTalk
+from dicetalk_jax.media.video import check_target, read_comment, remove_partial
+from dicetalk_jax.parallel import hosts
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.store import CONFIG, PRIORS
+
+_COMMENT = "dicetalk job "
+_THROUGH = "dicetalk_jax/jobs/through/{}"
+# A failure that is not the inputs' fault may be that of every job: so many alike in a row end the work.
+_ALIKE = 3
+_NO_MORE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a call did of its host's jobs. failed: line and sentence of each; stopped: why `left` jobs were not tried."""
+
+  done: int
+  already: int
+  failed: list[tuple[int, str]]
+  left: int = 0
+  stopped: str | None = None
+
+  def __str__(self):
+    left = f", {self.left} not tried" if self.left else ""
+    return f"{self.done} done, {self.already} already done, {len(self.failed)} failed{left}"
+
+
+def weights_identity(weights: Weights) -> str:
+  """What a weights folder shares with copies of it alone. No array is read: their files have new names when written."""
+  digest = hashlib.sha256()
+  for path in (weights.folder / CONFIG, weights.folder / PRIORS):
+    if path.is_file():
+      digest.update(path.read_bytes())
+  for network in sorted(weights.config["networks"]):
+    for path in sorted((weights.folder / network).rglob("*")):
+      if path.is_file():
+        digest.update(f"{path.relative_to(weights.folder)} {path.stat().st_size}\n".encode())
+  return digest.hexdigest()[:32]
+
+
+def run_jobs(
+  talker: DiceTalk,
+  path: str | os.PathLike,
+  defaults: GenerationConfig | None = None,
+  keep_resolution: bool = False,
+  host: tuple[int, int] = (0, 1),
+  progress: Callable[[str, int, int | None], None] | None = None,
+  report: Callable[[Result], None] | None = None,
+) -> Outcome:
+  """Makes the videos of a list that are not made yet, one after another; a job that cannot be done stops no other.
+
+  host: (i, k) for the jobs at places i, i + k, i + 2k … of the list. progress(stage, done, total) is called along the
+  way, report(result) when a job has ended and its record is on the disk. A job is passed over where its video is there
+  and it is recorded as done with the same settings and weights; those that failed before, or at which
+  the process died, come last. The work ends
+  early where the disk is full, the weights are damaged, or three jobs in a row fail alike through no fault of their
+  inputs. While a video is made the current folder is the list's, for the files that its emotion names. Raises
+  InputError for a list that cannot be read or that another process works on, OutputError where results cannot be
+  written.
+  """
+  index, count = host
+  if not 0 <= index < count:
+    raise InputError(f"there is no host {index} of {count}; they are numbered from 0")
+  path = existing_file(path, "list of jobs").absolute()
+  mine = read_jobs(path, defaults, keep_resolution)[index::count]
+  weights, dtype = weights_identity(talker.weights), talker.dtype
+  ended, already, todo = [], 0, []
+
+  def make(job, stage):
+    records.begin(job.digest(weights))
+
+    def show(name, done, total):
+      if progress:
+        progress(f"{stage}: {name}", done, total)
+
+    return _make(talker, job, job.digest(weights), dtype, show)
+
+  with records_of(path, index, count) as records:
+
+    def end(result):
+      ended.append(result)
+      records.append(result)
+      if report:
+        report(result)
+
+    for job in mine:
+      if isinstance(job, BadLine):
+        end(Result(job.line, job.out, "failed", job.error))
+      elif not _is_made(job, job.digest(weights), records.done):
+        todo.append(job)
+      else:
+        already += 1
+        if job.digest(weights) not in records.done:
+          records.append(Result(job.line, job.settings["out"], "done", digest=job.digest(weights)))
+    # What failed, or even killed the process, keeps nothing waiting.
+    todo.sort(key=lambda job: (job.digest(weights) in records.begun, job.digest(weights) in records.failed))
+    left, stopped = _do(todo, weights, make, end)
+  failed = sorted((result.job, result.error) for result in ended if result.status == "failed")
+  return Outcome(len(ended) - len(failed), already, failed, left, stopped)
+
+
+def part_from_hosts() -> None:
+  """Returns when every host has called it: only then may one end, with any exit code, without ending the others."""
+  client = global_state.client
+  if client is None:
+    return
+  client.key_value_set(_THROUGH.format(jax.process_index()), "")
+  for host in range(jax.process_count()):
+    # Not in a collective, which keeps a device busy for hours and does not heed Ctrl-C.
+    while not _is_set(client, _THROUGH.format(host)):
+      pass
+  hosts.leave(0)
+  jax.distributed.shutdown()
+
+
+def _is_set(client, key: str, milliseconds: int = 1000) -> bool:
+  """Whether the hosts' common store has a key, or gets it in this time."""
+  try:
+    client.blocking_key_value_get(key, milliseconds)
+  except Exception as error:
+    if "DEADLINE_EXCEEDED" not in str(error):
+      raise
+    return False
+  return True
+
+
+def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
+  """Does jobs in their order -> how many are left, and why."""
+  kind, alike = None, 0
+  for place, job in enumerate(todo, start=1):
+    begun = time.monotonic()
+    notes, failure = _attempt(lambda job=job, place=place: make(job, f"job {place} of {len(todo)}"))
+    result = Result(
+      job.line,
+      job.settings["out"],
+      "failed" if failure else "done",
+      failure and failure.error,
+      round(time.monotonic() - begun, 3),
+      job.digest(weights),
+      notes,
+      failure and failure.trace,
+    )
+    if failure is None:
+      kind, alike = None, 0
+    elif failure.kind:
+      # What cannot be written in one folder may well be in another.
+      found = (failure.kind, job.out.parent if failure.kind == OutputError.__name__ else None)
+      kind, alike = found, alike + 1 if found == kind else 1
+    hopeless = failure is not None and (failure.of_all or (failure.kind and alike >= _ALIKE))
+    # A full disk takes no record either, and this is about to be said.
+    with contextlib.suppress(OutputError) if hopeless else contextlib.nullcontext():
+      end(result)
+    if hopeless and place < len(todo):
+      why = "every other job would fail as well" if failure.of_all else f"{alike} jobs in a row failed alike"
+      return len(todo) - place, why
+  return 0, None
+
+
+def _make(talker: DiceTalk, job: Job, digest: str, dtype, show) -> tuple[str, ...]:
+  """Makes one video; returns its notes."""
+  check_target(job.out)
+  remove_partial(job.out)
+  options = {field.name: getattr(job.generation, field.name) for field in dataclasses.fields(job.generation)}
+  # A talker keeps the dtype that it was given last.
+  options["dtype"] = options["dtype"] or dtype
+  with contextlib.chdir(job.folder):
+    video = talker.generate(job.image, job.audio, job.emotion, **options, progress=show)
+
+  def saving(done, total):
+    show("encoding the video", done, total)
+
+  video.save(job.out, job.keep_resolution, saving, _COMMENT + digest)
+  _to_disk(job.out)
+  return video.notes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+  """kind: what failures that are alike share, None for those of a job's inputs. of_all: every job would fail so."""
+
+  error: str
+  kind: str | None = None
+  of_all: bool = False
+  trace: str | None = None
+
+
+def _attempt(make: Callable[[], tuple[str, ...]]) -> tuple[tuple[str, ...], _Failure | None]:
+  """What `make` returns, and what it fails with."""
+  try:
+    return make(), None
+  except InputError as error:
+    return (), _Failure(str(error))
+  except DiceTalkError as error:
+    failure = _Failure(str(error), type(error).__name__, isinstance(error, WeightsError) or _is_full(error))
+  except Exception as error:
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+      sentence = "the device has too little memory for this; try a smaller size, window or decode_chunk"
+      failure = _Failure(sentence, "memory")
+    else:
+      said = (str(error).strip().splitlines() or ["nothing"])[0]
+      failure = _Failure(f"{type(error).__name__}: {said}", type(error).__name__, trace=traceback.format_exc())
+  # What failed may hold the device's memory, in a circle of frames and errors.
+  gc.collect()
+  return (), failure
+
+
+def _is_full(error: BaseException | None) -> bool:
+  while error is not None and getattr(error, "errno", None) not in _NO_MORE_WRITING:
+    error = error.__cause__
+  return error is not None
+
+
+def _is_made(job: Job, digest: str, done: set[str]) -> bool:
+  comment = read_comment(job.out) or ""
+  if comment.startswith(_COMMENT):
+    return comment == _COMMENT + digest
+  # Somebody may have worked on it since, and dropped the comment.
+  return digest in done and job.out.exists()
+
+
+def _to_disk(path: Path) -> None:
+  """Makes sure that a new file outlives a failure of power; OutputError where the disk says that it does not."""
+  try:
+    with path.open("rb") as file:
+      os.fsync(file.fileno())
+  except OSError as error:
+    raise OutputError(f"video {path} cannot be written: {error.strerror}") from error
+  # Not every file system knows this of folders.
+  with contextlib.suppress(OSError):
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+      os.fsync(folder)
+    finally:
+      os.close(folder)

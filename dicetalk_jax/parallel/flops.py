@@ -1,0 +1,159 @@
+"""Floating-point operations of a function, and what the devices could do: counted, not run."""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jax.extend import core as jex
+
+from dicetalk_jax.models.layers import MATERIALISED
+
+# Dense bfloat16 peaks of NVIDIA's and Google's data sheets, in FLOP/s, by what `device_kind` contains; first match.
+_PEAKS = (
+  ("H200", 989e12),
+  ("H100 PCIe", 756e12),
+  ("H100", 989e12),
+  ("GH200", 989e12),
+  ("B200", 2250e12),
+  ("A100", 312e12),
+  ("L40S", 362e12),
+  ("L4", 121e12),
+  ("V100", 125e12),
+  ("TPU v6", 918e12),
+  ("TPU v5p", 459e12),
+  ("TPU v5 lite", 197e12),
+  ("TPU v5e", 197e12),
+  ("TPU v5", 459e12),
+  ("TPU v4", 275e12),
+  ("TPU v3", 123e12),
+)
+# By the modules that an operation is in; first match.
+_GROUPS = (
+  ("U-Net: speech and emotion adapters", r"UNet.*attn2/to_[kv]_ip_"),
+  ("U-Net: spatial self-attention", r"UNet.*/transformer_blocks_\d+/attn1"),
+  ("U-Net: temporal self-attention", r"UNet.*temporal_transformer_blocks_\d+/attn1"),
+  ("U-Net: cross-attention", r"UNet.*/attn2"),
+  ("U-Net: feed-forward", r"UNet.*/ff(_in)?/"),
+  ("U-Net: residual blocks", r"UNet.*resnets_\d+"),
+  ("U-Net: other", r"UNet"),
+  ("emotion embedder", r"EmotionEmbedder"),
+  ("emotion discriminator", r"classifier"),
+  ("emotion model", r"EmotionModel"),
+  ("speech projection", r"AudioProjection"),
+  ("pose guider", r"PoseGuider"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+  """Floating-point operations of matrix products and convolutions, by group of modules."""
+
+  groups: Mapping[str, float]
+
+  @property
+  def total(self) -> float:
+    return sum(self.groups.values())
+
+
+def count_flops(function: Callable, *inputs) -> Flops:
+  """Of one call of `function` on abstract or real inputs: two for each multiplication and addition; nothing runs.
+
+  Loops count as often as they turn. Attention is counted in the form of a CPU, in which nothing is hidden in a kernel.
+  """
+  with jax.default_device(jax.devices("cpu")[0]):
+    # A function that JAX has not traced for another device.
+    jaxpr = jax.make_jaxpr(lambda *inputs: function(*inputs))(*inputs)
+  groups = collections.Counter()
+  _count(jaxpr.jaxpr, "", 1, groups)
+  order = [name for name, _ in _GROUPS] + ["other"]
+  return Flops({name: groups[name] for name in order if groups[name]})
+
+
+def _count(jaxpr, prefix, times, groups):
+  for equation in jaxpr.eqns:
+    where = f"{prefix}/{equation.source_info.name_stack}"
+    if MATERIALISED in where:
+      continue
+    if flops := _flops(equation):
+      groups[_group(where)] += times * flops
+    repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+    for inner in programs_within(equation.params):
+      _count(inner, where, times * repeats, groups)
+
+
+def programs_within(params: Mapping) -> Iterator:
+  """The programs within an operation of JAX's, from its parameters."""
+  for value in params.values():
+    for item in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(item, jex.ClosedJaxpr):
+        yield item.jaxpr
+      elif isinstance(item, jex.Jaxpr):
+        yield item
+
+
+def _flops(equation) -> float:
+  name = equation.primitive.name
+  if name == "dot_general":
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+  if name == "conv_general_dilated":
+    kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+    spatial = math.prod(kernel[axis] for axis in numbers.rhs_spec[2:])
+    inputs = kernel[numbers.rhs_spec[1]]
+    # Zeros that a stride puts between the inputs of a gradient are no work.
+    spread = math.prod(equation.params["lhs_dilation"])
+    groups = equation.params["batch_group_count"]
+    return 2 * math.prod(equation.outvars[0].aval.shape) * spatial * inputs / spread / groups
+  return 0
+
+
+@functools.cache
+def _group(where: str) -> str:
+  return next((name for name, pattern in _GROUPS if re.search(pattern, where)), "other")
+
+
+def peak_flops(dtype=jnp.bfloat16) -> float:
+  """FLOP/s that all of this process's devices could reach: of a data sheet for known accelerators, else measured.
+
+  What is not in the list, a CPU among it, is asked for the rate of a large matrix product in `dtype`.
+  """
+  devices = jax.local_devices()
+  kind = devices[0].device_kind
+  if devices[0].platform != "cpu":
+    known = next((peak for name, peak in _PEAKS if name.lower() in kind.lower()), None)
+    if known:
+      return known * len(devices)
+  # A CPU's devices, where it plays several, share its cores.
+  count = 1 if devices[0].platform == "cpu" else len(devices)
+  return count * _measured_peak(jnp.dtype(dtype).name)
+
+
+@functools.cache
+def _measured_peak(dtype: str, n: int = 1024) -> float:
+  x = jnp.ones((n, n), dtype)
+  product = jax.jit(lambda x: x @ x)
+  product(x).block_until_ready()
+  best = math.inf
+  for _ in range(5):
+    start = time.perf_counter()
+    product(x).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * n**3 / best
+
+
+def size(tree) -> int:
+  """Bytes of a tree of arrays or shapes."""
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count(tree) -> int:
+  """Numbers in a tree of arrays or shapes."""
+  return sum(math.prod(leaf.shape) for leaf in flatten_dict(tree, sep="/").values())

@@ -1,0 +1,1 @@
+"""A weights folder: its networks, what is in it, where it comes from."""

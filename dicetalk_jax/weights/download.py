@@ -1,0 +1,204 @@
+"""The published files from the Hugging Face hub into the released layout."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+
+from huggingface_hub import HfApi, errors, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+from tqdm import tqdm
+
+from dicetalk_jax.errors import OutputError, WeightsError
+from dicetalk_jax.files import readable_size
+from dicetalk_jax.weights.release.layouts import (
+  DOCUMENTS,
+  OVERLAY_SUFFIX,
+  OWN,
+  PARTS,
+  PRIOR_FOLDERS,
+  SVD,
+  WHISPER,
+  candidates,
+  shards,
+)
+from dicetalk_jax.weights.store import expanded
+
+Progress = Callable[[str, int, int], None]
+_PARTIAL = ".download"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def download(
+  target: str | os.PathLike,
+  dicetalk: str = "EEEELY/DICE-Talk",
+  svd: str = "stabilityai/stable-video-diffusion-img2vid-xt",
+  whisper: str = "openai/whisper-tiny",
+  token: str | None = None,
+  endpoint: str | None = None,
+  progress: Progress | None = None,
+) -> pathlib.Path:
+  """Fetches the files that `convert` reads from three repositories of the hub into `target`; returns it.
+
+  Files that are there already stay, and one that was cut short goes on where it stopped. token: of an account that has
+  accepted the licences; None takes the one that `hf auth login` or HF_TOKEN gave. endpoint: of a mirror. progress is
+  called with (file, bytes done, bytes in all).
+  Raises WeightsError where a repository, file, permission or connection is missing, OutputError where `target` cannot
+  be written.
+  """
+  target = expanded(target, OutputError)
+  own, video, speech = (_Repository(name, token, endpoint, target, progress) for name in (dicetalk, svd, whisper))
+  published = {SVD: video, WHISPER: speech}
+  with _writing(target):
+    for part in (part for part in PARTS if part.published):
+      root, _, within = part.folder.partition("/")
+      if root in published:
+        published[root].fetch(f"{within}/config.json".lstrip("/"), f"{part.folder}/config.json")
+        published[root].fetch_network(part.stems, part.suffix, part.folder, within)
+      else:
+        own.fetch_network(part.stems, part.suffix, part.folder)
+      if part.overlay:
+        own.fetch_network((part.overlay,), OVERLAY_SUFFIX, OWN)
+    for path in DOCUMENTS:
+      root, _, name = path.partition("/")
+      if root in published and name in published[root].names:
+        published[root].fetch(name, path)
+    for name in own.names:
+      path = pathlib.PurePosixPath(name)
+      if path.suffix == ".npy" and path.parent.name in {pathlib.PurePosixPath(folder).name for folder in PRIOR_FOLDERS}:
+        own.fetch(name, f"{PRIOR_FOLDERS[0]}/{path.name}")
+    shutil.rmtree(target / _PARTIAL, ignore_errors=True)
+  return target
+
+
+class _Repository:
+  """One repository of the hub at its newest commit, to be brought into `target`."""
+
+  def __init__(self, name, token, endpoint, target: pathlib.Path, progress: Progress | None):
+    self.name, self.token, self.endpoint, self.target, self.progress = name, token, endpoint, target, progress
+    with self._explained():
+      info = HfApi(endpoint=endpoint, token=token).model_info(name)
+    self.commit, self.names = info.sha, [file.rfilename for file in info.siblings or ()]
+
+  def fetch_network(self, stems: Sequence[str], suffix: str, folder: str, within: str | None = None) -> None:
+    """Brings one network's file, or its index and shards, to `folder`.
+
+    within: its folder in the repository; None takes the file nearest the top, for some keep these in a folder.
+    """
+    for name, is_index in candidates(stems, suffix):
+      if within is not None:
+        same = [path for path in self.names if path == f"{within}/{name}".lstrip("/")]
+      else:
+        same = [path for path in self.names if path.rpartition("/")[2] == name]
+      if same:
+        found = min(same, key=lambda path: path.count("/"))
+        self.fetch(found, f"{folder}/{name}")
+        for shard in dict.fromkeys(shards(self.target / folder / name).values()) if is_index else ():
+          self.fetch(str(pathlib.PurePosixPath(found).with_name(shard)), f"{folder}/{shard}")
+        return
+    place = f" in {within}" if within else ""
+    raise WeightsError(f"The repository {self.name} has no {stems[0]}{suffix}{place}; is it the right one?")
+
+  def fetch(self, name: str, relative: str) -> None:
+    """Downloads `name` to `relative` within the target, going on where an earlier download stopped."""
+    path = self.target / relative
+    url = hf_hub_url(self.name, name, revision=self.commit, endpoint=self.endpoint)
+    with self._explained():
+      metadata = get_hf_file_metadata(url, token=self.token, endpoint=self.endpoint)
+    if path.is_file() and metadata.size == path.stat().st_size:
+      return
+    # Named by its content, so that a file that changed upstream is not continued with another's bytes.
+    partial = self.target / _PARTIAL / re.sub(r"\W", "_", f"{self.name}_{name}_{metadata.etag}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    done = partial.stat().st_size if partial.exists() else 0
+    if metadata.size is not None and (free := shutil.disk_usage(self.target).free) < metadata.size - done:
+      needed = f"{readable_size(metadata.size)}, and {readable_size(free)} are free in {self.target}"
+      raise OutputError(f"{relative} needs {needed}; what has arrived is kept there.")
+    with partial.open("ab") as file, self._explained():
+      http_get(
+        url,
+        file,
+        resume_size=done,
+        headers=build_hf_headers(token=self.token),
+        expected_size=metadata.size,
+        tqdm_class=_reporting_to(self.progress, relative),
+      )
+    _verify(partial, metadata.etag, relative)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(path)
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    page = f"{self.endpoint or 'https://huggingface.co'}/{self.name}"
+    try:
+      yield
+    except errors.GatedRepoError:
+      raise WeightsError(
+        f"{self.name} is behind a licence: accept it at {page} while logged in, then give that account's token "
+        "(--token, HF_TOKEN or `hf auth login`)."
+      ) from None
+    except errors.RepositoryNotFoundError:
+      raise WeightsError(
+        f"The repository {self.name} was not found at {page}; check its name and, if it is private, that the token is "
+        "one that may see it."
+      ) from None
+    except errors.HFValidationError as error:
+      raise WeightsError(f"'{self.name}' is not the name of a repository, owner/name: {error}.") from None
+    except errors.HfHubHTTPError as error:
+      status = error.response.status_code if error.response is not None else None
+      if status in (401, 403):
+        raise WeightsError(
+          f"The hub refused {self.name} ({status}): the token is wrong, expired or may not read this repository; make "
+          "one that may read at https://huggingface.co/settings/tokens."
+        ) from None
+      raise WeightsError(
+        f"The hub answered {status or error} for {self.name}; what has arrived is kept, run the same command later."
+      ) from None
+    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+      raise WeightsError(
+        f"No connection to {page} ({error}); what has arrived is kept, run the same command again once there is one."
+      ) from None
+
+
+def _reporting_to(progress: Progress | None, name: str) -> type[tqdm]:
+  """A bar that draws nothing and tells `progress`."""
+
+  class Bar(tqdm):
+    def __init__(self, *_, total=None, initial=0, **__):
+      super().__init__(disable=True)
+      self.done, self.whole = initial, total or 0
+
+    def update(self, n=1):
+      self.done += n
+      if progress:
+        progress(name, self.done, self.whole)
+
+  return Bar
+
+
+def _verify(path: pathlib.Path, etag: str | None, name: str) -> None:
+  """The hub's tag of a large file is its SHA-256."""
+  if not etag or not _SHA256.fullmatch(etag):
+    return
+  with path.open("rb") as file:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+  if found != etag:
+    path.unlink()
+    raise WeightsError(f"{name} arrived damaged (its SHA-256 is not the hub's); run the same command again.")
+
+
+@contextlib.contextmanager
+def _writing(target: pathlib.Path) -> Iterator[None]:
+  try:
+    target.mkdir(parents=True, exist_ok=True)
+    yield
+  except OSError as error:
+    if error.errno is None:
+      raise WeightsError(
+        f"A download ended early ({error}); run the same command again, it goes on from there."
+      ) from None
+    raise OutputError(f"{target} could not be written: {error.strerror}; what has arrived is kept there.") from error
