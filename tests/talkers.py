@@ -11,7 +11,7 @@ from release import small_weights, write_release
 
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.weights.folder import Weights, convert_release
-from dicetalk_jax.weights.networks import PUBLISHED, build, network_shapes
+from dicetalk_jax.weights.networks import build, network_shapes
 
 # One level of the released U-Net's four, with the middle's transformer as the only one. With 32 channels each would be
 # a group of its own, and group normalisation would take the noise level out again.
@@ -61,7 +61,7 @@ def minute_talker(tmp_path_factory):
   if not folder.exists():
     small = Weights.open(small_weights(tmp_path_factory))
     changed = {"unet": MINUTE_UNET, "pose_guider": small.config["networks"]["pose_guider"] | {"features": CHANNELS}}
-    networks = {name: small.load(name) for name in PUBLISHED if name not in changed}
+    networks = {name: small.load(name) for name in small.config["networks"] if name not in changed}
     networks |= {name: stand_in_params(name, config) for name, config in changed.items()}
     networks["frame_interpolator"] = jax.tree.map_with_path(
       lambda path, x: 0.25 * x if path[-1].key == "negative_slope" else x, networks["frame_interpolator"]

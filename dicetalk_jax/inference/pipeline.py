@@ -24,12 +24,9 @@ from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
 from dicetalk_jax.parallel.rules import shardings
 from dicetalk_jax.vocabulary import DTYPES, MODEL_FPS, SAMPLE_RATE
 from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.networks import row
 
 BANKS = ("all", "nearest")
-# These run once a clip and are small: float32 costs nothing, and rounding here would reach every frame.
-_ALWAYS_FLOAT32 = (
-  *("audio_encoder", "audio_projection", "emotion_model", "emotion_embedder", "pose_guider", "frame_interpolator"),
-)
 
 
 class _Released(float):
@@ -240,7 +237,7 @@ class DiceTalk:
 
   def _load(self, network, mesh=None):
     if (network, mesh) not in self._params:
-      dtype = jnp.float32 if network in _ALWAYS_FLOAT32 else self.dtype
+      dtype = jnp.float32 if row(network).float32 else self.dtype
       sharding = (lambda shapes: shardings({network: shapes}, mesh)[network]) if mesh else None
       self._params[network, mesh] = self.weights.load(network, dtype, sharding)
     return self._params[network, mesh]

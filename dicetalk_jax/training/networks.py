@@ -17,10 +17,10 @@ from dicetalk_jax.training.config import TRAINABLE, AdaptationConfig
 from dicetalk_jax.vocabulary import DTYPES, EMOTIONS, LEVELS
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.initial import initial_params, network_key
-from dicetalk_jax.weights.networks import build, network_shapes
+from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
 
-# All that may train.
-LEARNING = ("unet", "audio_projection", "emotion_model", "pose_guider")
+# Networks that the adaptation may train.
+LEARNING = tuple(network.name for network in NETWORKS.values() if network.trains)
 # The policies of jax.checkpoint_policies that are none of names or of other policies.
 _REMAT_POLICIES = (
   *("everything_saveable", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"),

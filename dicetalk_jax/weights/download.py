@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from huggingface_hub import HfApi, errors, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get
@@ -15,17 +15,8 @@ from tqdm import tqdm
 
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.files import readable_size
-from dicetalk_jax.weights.release.layouts import (
-  DOCUMENTS,
-  OVERLAY_SUFFIX,
-  OWN,
-  PARTS,
-  PRIOR_FOLDERS,
-  SVD,
-  WHISPER,
-  candidates,
-  shards,
-)
+from dicetalk_jax.weights.networks import NETWORKS
+from dicetalk_jax.weights.release.layouts import DICETALK, candidates, shards
 from dicetalk_jax.weights.store import expanded
 
 Progress = Callable[[str, int, int], None]
@@ -51,26 +42,31 @@ def download(
   be written.
   """
   target = expanded(target, OutputError)
-  own, video, speech = (_Repository(name, token, endpoint, target, progress) for name in (dicetalk, svd, whisper))
-  published = {SVD: video, WHISPER: speech}
+  layout, names = DICETALK, {"own": dicetalk, "svd": svd, "whisper": whisper}
+  repositories = {key: _Repository(name, token, endpoint, target, progress) for key, name in names.items()}
+  own = repositories["own"]
+
+  def source(path: str) -> tuple["_Repository", str | None]:
+    """The repository of a file of the layout and the file's path in it; None: anywhere."""
+    root, _, within = path.partition("/")
+    return (repositories[layout.repositories[root]], within) if root in layout.repositories else (own, None)
+
   with _writing(target):
-    for part in (part for part in PARTS if part.published):
-      root, _, within = part.folder.partition("/")
-      if root in published:
-        published[root].fetch(f"{within}/config.json".lstrip("/"), f"{part.folder}/config.json")
-        published[root].fetch_network(part.stems, part.suffix, part.folder, within)
-      else:
-        own.fetch_network(part.stems, part.suffix, part.folder)
-      if part.overlay:
-        own.fetch_network((part.overlay,), OVERLAY_SUFFIX, OWN)
-    for path in DOCUMENTS:
-      root, _, name = path.partition("/")
-      if root in published and name in published[root].names:
-        published[root].fetch(name, path)
+    for files in (row.files[layout.name] for row in NETWORKS.values() if row.published and layout.name in row.files):
+      repository, within = source(files.written)
+      if files.config_required:
+        repository.fetch(source(files.config)[1], files.config)
+      repository.fetch_network(files.written, files.base_names(), within)
+      if files.overlay:
+        own.fetch_network(files.overlay, candidates(files.overlay))
+    for path in (*layout.settings.values(), *layout.documents):
+      repository, within = source(path)
+      if within in repository.names:
+        repository.fetch(within, path)
     for name in own.names:
       path = pathlib.PurePosixPath(name)
-      if path.suffix == ".npy" and path.parent.name in {pathlib.PurePosixPath(folder).name for folder in PRIOR_FOLDERS}:
-        own.fetch(name, f"{PRIOR_FOLDERS[0]}/{path.name}")
+      if path.suffix == ".npy" and path.parent.name in {pathlib.PurePosixPath(f).name for f in layout.prior_folders}:
+        own.fetch(name, f"{layout.prior_folders[0]}/{path.name}")
     shutil.rmtree(target / _PARTIAL, ignore_errors=True)
   return target
 
@@ -84,24 +80,26 @@ class _Repository:
       info = HfApi(endpoint=endpoint, token=token).model_info(name)
     self.commit, self.names = info.sha, [file.rfilename for file in info.siblings or ()]
 
-  def fetch_network(self, stems: Sequence[str], suffix: str, folder: str, within: str | None = None) -> None:
-    """Brings one network's file, or its index and shards, to `folder`.
+  def fetch_network(self, file: str, names: Iterable[tuple[str, bool]], within: str | None = None) -> None:
+    """Fetches one network's file, or its index and shards, to the folder of `file` in the target.
 
-    within: its folder in the repository; None takes the file nearest the top, for some keep these in a folder.
+    names: see `candidates`. within: path of `file` in the repository; None takes the file nearest to the top, because
+    some repositories have these in a folder.
     """
-    for name, is_index in candidates(stems, suffix):
+    folder = pathlib.PurePosixPath(file).parent
+    for name, is_index in names:
       if within is not None:
-        same = [path for path in self.names if path == f"{within}/{name}".lstrip("/")]
+        paths = [path for path in self.names if path == str(pathlib.PurePosixPath(within).with_name(name))]
       else:
-        same = [path for path in self.names if path.rpartition("/")[2] == name]
-      if same:
-        found = min(same, key=lambda path: path.count("/"))
-        self.fetch(found, f"{folder}/{name}")
+        paths = [path for path in self.names if path.rpartition("/")[2] == name]
+      if paths:
+        nearest = min(paths, key=lambda path: path.count("/"))
+        self.fetch(nearest, f"{folder}/{name}")
         for shard in dict.fromkeys(shards(self.target / folder / name).values()) if is_index else ():
-          self.fetch(str(pathlib.PurePosixPath(found).with_name(shard)), f"{folder}/{shard}")
+          self.fetch(str(pathlib.PurePosixPath(nearest).with_name(shard)), f"{folder}/{shard}")
         return
-    place = f" in {within}" if within else ""
-    raise WeightsError(f"The repository {self.name} has no {stems[0]}{suffix}{place}; is it the right one?")
+    name = pathlib.PurePosixPath(file).name if within is None else within
+    raise WeightsError(f"The repository {self.name} has no {name}; is it the right one?")
 
   def fetch(self, name: str, relative: str) -> None:
     """Downloads `name` to `relative` within the target, going on where an earlier download stopped."""

@@ -23,10 +23,10 @@ from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.files import readable_size, write_json
 from dicetalk_jax.parallel.hosts import is_first
 from dicetalk_jax.weights.derive import derive
-from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
+from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes, row
 from dicetalk_jax.weights.priors import read_priors
 from dicetalk_jax.weights.release.convert import convert, write_priors
-from dicetalk_jax.weights.release.layouts import PRIOR_FOLDERS
+from dicetalk_jax.weights.release.layouts import layout_of
 from dicetalk_jax.weights.store import (
   CONFIG,
   FORMAT,
@@ -162,8 +162,7 @@ class Weights:
     """
     described = self.config["networks"] | {name: dict(sizes) for name, sizes in architectures.items()}
     for name in {**networks, **architectures}:
-      if name not in NETWORKS:
-        raise WeightsError(f"{name!r} is no network of a weights folder; those are {', '.join(NETWORKS)}.")
+      row(name)
       if name not in described:
         raise WeightsError(f"{self.folder} has no {name}, so a new one needs its architecture, and none was given.")
       if name not in networks and name not in self.config["networks"]:
@@ -277,7 +276,7 @@ def convert_release(
   """
   source = expanded(source)
   if priors_folder is None:
-    folders = [source / name for name in PRIOR_FOLDERS]
+    folders = [source / name for name in layout_of(source).prior_folders]
     priors_folder = next((folder for folder in folders if any(folder.glob("*.npy"))), None)
   priors = read_priors(priors_folder) if priors_folder is not None else None
   convert(source, weights, priors, slim, progress)

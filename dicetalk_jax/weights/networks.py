@@ -1,4 +1,4 @@
-"""The networks of a weights folder: their names, tables, modules and abstract parameters."""
+"""The registry of networks: one row has all that the package knows about a network of a weights folder."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import json
 import math
 import numbers
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -24,128 +24,251 @@ from dicetalk_jax.models.image_encoder import ImageEncoder
 from dicetalk_jax.models.pose_guider import PoseGuider
 from dicetalk_jax.models.unet import UNet
 from dicetalk_jax.models.vae import VAE
+from dicetalk_jax.weights.release import sizes, tables
 from dicetalk_jax.weights.release.engine import Table
-from dicetalk_jax.weights.release.tables import (
-  AUDIO_ENCODER,
-  AUDIO_PROJECTION,
-  EMOTION_EMBEDDER,
-  EMOTION_MODEL,
-  FRAME_INTERPOLATOR,
-  IMAGE_ENCODER,
-  POSE_GUIDER,
-  UNET,
-)
-from dicetalk_jax.weights.release.tables import VAE as VAE_TABLE
+from dicetalk_jax.weights.release.layouts import SVD, WHISPER, Files
 
-TABLES: dict[str, Table] = {
-  "unet": UNET,
-  "vae": VAE_TABLE,
-  "image_encoder": IMAGE_ENCODER,
-  "audio_encoder": AUDIO_ENCODER,
-  "audio_projection": AUDIO_PROJECTION,
-  "pose_guider": POSE_GUIDER,
-  "emotion_model": EMOTION_MODEL,
-  "frame_interpolator": FRAME_INTERPOLATOR,
-  "emotion_embedder": EMOTION_EMBEDDER,
-}
-NETWORKS = tuple(TABLES)
-# What the authors published, so what every weights folder made of their files holds.
-PUBLISHED = tuple(name for name in NETWORKS if name != "emotion_embedder")
-_CLASSES = {
-  "vae": VAE,
-  "image_encoder": ImageEncoder,
-  "audio_encoder": AudioEncoder,
-  "audio_projection": AudioProjection,
-  "pose_guider": PoseGuider,
-  "emotion_model": EmotionModel,
-  "frame_interpolator": FrameInterpolator,
-  "emotion_embedder": EmotionEmbedder,
-}
-_WITH_CONFIG_JSON = ("vae", "image_encoder", "audio_encoder")
-_MAY_BE_ZERO = ("dropout_rate", "fusion_scale")
+
+def _module(module: type[nn.Module], config: Mapping, dtype) -> nn.Module:
+  if hasattr(module, "from_config"):
+    return module.from_config(config, dtype=dtype)
+  fields = {field.name for field in dataclasses.fields(module)}
+  attributes = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in fields}
+  return module(**attributes, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """One row of the registry.
+
+  module: Flax class with a `dtype` attribute. Without a method `from_config` its attributes are the architecture.
+  table: PyTorch names <-> Flax paths.
+  inputs: (module, architecture) -> {argument: shape or jax.ShapeDtypeStruct} of the smallest inputs that work.
+  files: name of a released layout -> the network's files in it.
+  read: reads the architecture from a released checkpoint; by default it is the JSON document `Files.config`.
+  write: architecture -> that JSON document, for export; an empty one is not written.
+  make: (architecture, dtype) -> module, where neither of the two ways above is right.
+  published: every release in a layout that has the network holds it.
+  trains: the adaptation may train it.
+  float32: it always computes in float32. It runs once per clip and is small, so float32 costs nothing, while rounding
+    errors would reach every frame.
+  """
+
+  name: str
+  module: type[nn.Module]
+  table: Table
+  inputs: Callable[[nn.Module, Mapping], Mapping]
+  files: Mapping[str, Files] = dataclasses.field(default_factory=dict)
+  read: sizes.Reader = dataclasses.field(default=sizes.from_document())
+  write: Callable[[Mapping], Mapping] = dict
+  make: Callable[[Mapping, typing.Any], nn.Module] | None = None
+  published: bool = True
+  trains: bool = False
+  float32: bool = False
+
+  def build(self, config: Mapping, dtype=jnp.float32) -> nn.Module:
+    """The module that computes in `dtype`; WeightsError if `config` is not an architecture of this network."""
+    try:
+      module = self.make(config, dtype) if self.make else _module(self.module, config, dtype)
+      _check_numbers(module)
+      return module
+    except KeyError as error:
+      raise WeightsError(f"The {self.name}'s configuration has no {error}.") from None
+    except (ValueError, TypeError) as error:
+      raise _misfit(self.name, error) from None
+
+
+# Name -> row, in the order in which a weights folder lists its networks. Rows that read the sizes of others come later.
+NETWORKS: dict[str, Network] = {}
+
+
+def register(network: Network) -> Network:
+  """Adds a row: from then on the network can be built, converted, saved, loaded and exported."""
+  if network.name in NETWORKS:
+    raise ValueError(f"a network named {network.name!r} is already registered")
+  NETWORKS[network.name] = network
+  return network
+
+
+def row(name: str) -> Network:
+  """The row of a network; WeightsError if there is none."""
+  if name not in NETWORKS:
+    raise WeightsError(f"{name!r} is not a network of a weights folder; those are {', '.join(NETWORKS)}.")
+  return NETWORKS[name]
 
 
 def build(name: str, config: Mapping, dtype=jnp.float32) -> nn.Module:
-  """The module of network `name`, of NETWORKS, that computes in `dtype`.
+  """The module of network `name`, computing in `dtype`.
 
-  config: the published config.json where the network has one, with the U-Net's `adapter_scales`; otherwise the module's
-  attributes. Raises WeightsError where it asks for what the network does not do, or leaves something out.
+  config: the network's entry in a weights folder's config.json. WeightsError if it does not describe this network.
   """
-  try:
-    if name == "unet":
-      module = UNet.from_config(config, adapter_scales=tuple(config["adapter_scales"]), dtype=dtype)
-    elif name in _WITH_CONFIG_JSON:
-      module = _CLASSES[name].from_config(config, dtype=dtype)
-    else:
-      fields = {field.name for field in dataclasses.fields(_CLASSES[name])}
-      attributes = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in fields}
-      module = _CLASSES[name](**attributes, dtype=dtype)
-    _check_numbers(module)
-    return module
-  except KeyError as error:
-    raise WeightsError(f"The {name}'s configuration has no {error}.") from None
-  except (ValueError, TypeError) as error:
-    raise _unfit(name, error) from None
+  return row(name).build(config, dtype)
 
 
-def _check_numbers(module: nn.Module) -> None:
-  """Raises ValueError for an attribute that is no size (a whole number above 0) or no number where it is to be one."""
-  for field in dataclasses.fields(module):
-    value, types = getattr(module, field.name), (field.type, *typing.get_args(field.type))
-    several = isinstance(value, tuple | list)
-    for number in value if several else (value,):
-      is_number = isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number)
-      if int in types and not (is_number and isinstance(number, numbers.Integral) and number > 0):
-        raise ValueError(f"{field.name} is {value!r}, wanted whole numbers above 0")
-      if field.name in _MAY_BE_ZERO:
-        if not (is_number and number >= 0):
-          raise ValueError(f"{field.name} is {value!r}, wanted a number of at least 0")
-      elif float in types and not (is_number and (several or number > 0)):
-        raise ValueError(f"{field.name} is {value!r}, wanted a number above 0")
+def network_inputs(name: str, config: Mapping) -> dict:
+  """Abstract inputs of a network, of the smallest size that works, by argument. Raises as `build`."""
+  inputs = row(name).inputs(build(name, config), config)
+  return {
+    argument: jax.ShapeDtypeStruct(shape, jnp.float32) if _is_shape(shape) else shape
+    for argument, shape in inputs.items()
+  }
 
 
-def _unfit(name: str, error: Exception) -> WeightsError:
-  cause = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")[:200]
-  return WeightsError(f"The {name}'s configuration is not one of this network: {cause}.")
+def _is_shape(value) -> bool:
+  return isinstance(value, tuple) and all(isinstance(side, int) for side in value)
 
 
 def network_shapes(name: str, config: Mapping) -> dict:
-  """The abstract float32 parameters of a network as nested dicts; nothing is computed. Errors as in `build`."""
+  """The abstract float32 parameters of a network as nested dicts; nothing is computed. Raises as `build`."""
   try:
     return _network_shapes(name, json.dumps(config))
   except (ArithmeticError, EinopsError, FlaxError, TypeError, ValueError) as error:
-    raise _unfit(name, error) from None
+    raise _misfit(name, error) from None
 
 
 @functools.cache
 def _network_shapes(name: str, config: str) -> dict:
-  # Tracing the U-Net takes seconds.
+  # Cached because tracing the U-Net takes seconds.
   config = json.loads(config)
-  module = build(name, config)
-  inputs = network_inputs(name, config)
-  shapes = jax.eval_shape(lambda inputs: module.init(jax.random.key(0), **inputs), inputs)
-  return shapes["params"]
+  module, inputs = build(name, config), network_inputs(name, config)
+  return jax.eval_shape(lambda inputs: module.init(jax.random.key(0), **inputs), inputs)["params"]
 
 
-def network_inputs(name: str, config: Mapping) -> dict:
-  """Abstract inputs of a network, of the smallest size that runs, by argument. Errors as in `build`."""
-  module = build(name, config)
-  if name == "unet":
-    return module.example_inputs()
-  shape = {
-    "vae": lambda: {"images": (1, 2, 2 * module.downscale, 2 * module.downscale, module.in_channels)},
-    "image_encoder": lambda: {"pixels": (1, module.image_size, module.image_size, 3)},
-    "audio_encoder": lambda: {"mel": (1, 2, module.num_mel_bins)},
-    "audio_projection": lambda: {"windows": (1, config["window"], config["states"], config["d_model"])},
-    "pose_guider": lambda: {"mask": (1, 1, 8, 8, 3)},
-    "emotion_model": lambda: {"prior": (1, module.prior_dim)},
-    "frame_interpolator": lambda: {"first": (1, 32, 32, 3), "second": (1, 32, 32, 3)},
-    "emotion_embedder": lambda: {
-      "expression": (1, 2, module.expression_features),
-      "expression_mask": (1, 2),
-      "speech": (1, 2, module.speech_features),
-      "speech_mask": (1, 2),
+_MAY_BE_ZERO = ("dropout_rate", "fusion_scale")
+
+
+def _check_numbers(module: nn.Module) -> None:
+  """ValueError if an attribute of type int is not a whole number above 0, or one of type float not a number above 0."""
+  for field in dataclasses.fields(module):
+    value, types = getattr(module, field.name), (field.type, *typing.get_args(field.type))
+    if int not in types and float not in types:
+      continue
+    several = isinstance(value, tuple | list)
+    for number in value if several else (value,):
+      is_number = isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number)
+      if int in types:
+        if not (is_number and isinstance(number, numbers.Integral) and number > 0):
+          raise ValueError(f"{field.name} is {value!r}; whole numbers above 0 are required")
+      elif not is_number or not (several or number > 0 or (number == 0 and field.name in _MAY_BE_ZERO)):
+        least = "of at least 0" if field.name in _MAY_BE_ZERO else "above 0"
+        raise ValueError(f"{field.name} is {value!r}; a number {least} is required")
+
+
+def _misfit(name: str, error: Exception) -> WeightsError:
+  cause = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")[:200]
+  return WeightsError(f"The {name}'s configuration does not describe this network: {cause}.")
+
+
+def _embedder_inputs(module, config) -> dict:
+  mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
+  return {
+    "expression": (1, 2, module.expression_features),
+    "expression_mask": mask,
+    "speech": (1, 2, module.speech_features),
+    "speech_mask": mask,
+  }
+
+
+def _svd(part: str, stem: str = "diffusion_pytorch_model", *stems: str, **others) -> Files:
+  """A part of Stable Video Diffusion."""
+  folder = f"{SVD}/{part}"
+  return Files(f"{folder}/{stem}.safetensors", stems, f"{folder}/config.json", config_required=True, **others)
+
+
+for _network in (
+  Network(
+    "unet",
+    UNet,
+    tables.UNET,
+    inputs=lambda module, config: module.example_inputs(),
+    files={"dicetalk": _svd("unet", overlay="DICE-Talk/unet.pth", overlay_only="_ip.")},
+    read=sizes.unet,
+    write=sizes.unet_document,
+    make=lambda config, dtype: UNet.from_config(config, adapter_scales=tuple(config["adapter_scales"]), dtype=dtype),
+    trains=True,
+  ),
+  Network(
+    "vae",
+    VAE,
+    tables.VAE,
+    inputs=lambda module, config: {
+      "images": (1, 2, 2 * module.downscale, 2 * module.downscale, module.in_channels),
     },
-  }[name]()
-  dtypes = {"expression_mask": jnp.bool_, "speech_mask": jnp.bool_}
-  return {name: jax.ShapeDtypeStruct(sides, dtypes.get(name, jnp.float32)) for name, sides in shape.items()}
+    files={"dicetalk": _svd("vae")},
+    read=sizes.vae,
+  ),
+  Network(
+    "image_encoder",
+    ImageEncoder,
+    tables.IMAGE_ENCODER,
+    inputs=lambda module, config: {"pixels": (1, module.image_size, module.image_size, 3)},
+    files={"dicetalk": _svd("image_encoder", "model", "pytorch_model")},
+    read=sizes.image_encoder,
+  ),
+  Network(
+    "audio_encoder",
+    AudioEncoder,
+    tables.AUDIO_ENCODER,
+    inputs=lambda module, config: {"mel": (1, 2, module.num_mel_bins)},
+    files={
+      "dicetalk": Files(f"{WHISPER}/model.safetensors", ("pytorch_model",), f"{WHISPER}/config.json", True),
+    },
+    read=sizes.audio_encoder,
+    float32=True,
+  ),
+  Network(
+    "audio_projection",
+    AudioProjection,
+    tables.AUDIO_PROJECTION,
+    inputs=lambda module, config: {"windows": (1, config["window"], config["states"], config["d_model"])},
+    files={"dicetalk": Files("DICE-Talk/audio_linear.pth")},
+    read=sizes.audio_projection,
+    trains=True,
+    float32=True,
+  ),
+  Network(
+    "pose_guider",
+    PoseGuider,
+    tables.POSE_GUIDER,
+    inputs=lambda module, config: {"mask": (1, 1, 8, 8, 3)},
+    files={"dicetalk": Files("DICE-Talk/pose_guider.pth")},
+    read=sizes.pose_guider,
+    trains=True,
+    float32=True,
+  ),
+  Network(
+    "emotion_model",
+    EmotionModel,
+    tables.EMOTION_MODEL,
+    inputs=lambda module, config: {"prior": (1, module.prior_dim)},
+    files={"dicetalk": Files("DICE-Talk/emo_model.pth", config="DICE-Talk/emo_model.json")},
+    read=sizes.emotion_model,
+    write=sizes.emotion_model_document,
+    trains=True,
+    float32=True,
+  ),
+  Network(
+    "frame_interpolator",
+    FrameInterpolator,
+    tables.FRAME_INTERPOLATOR,
+    inputs=lambda module, config: {"first": (1, 32, 32, 3), "second": (1, 32, 32, 3)},
+    files={"dicetalk": Files("RIFE/flownet.pkl")},
+    read=sizes.frame_interpolator,
+    float32=True,
+  ),
+  Network(
+    "emotion_embedder",
+    EmotionEmbedder,
+    tables.EMOTION_EMBEDDER,
+    inputs=_embedder_inputs,
+    files={
+      "dicetalk": Files(
+        "DICE-Talk/emotion_embedder.pth", config="DICE-Talk/emotion_embedder.json", config_required=True
+      ),
+    },
+    read=sizes.emotion_embedder,
+    published=False,
+    float32=True,
+  ),
+):
+  register(_network)

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.files import write_json
-from dicetalk_jax.weights.release.layouts import OWN, SETTINGS, Network, Release, Tensor, open_release
+from dicetalk_jax.weights.release.source import Release, ReleasedNetwork, Tensor, open_release
 from dicetalk_jax.weights.store import (
   CONFIG,
   FORMAT,
@@ -107,7 +107,9 @@ def _pieces(release: Release, tensors: list[Tensor], place: Callable) -> Iterato
     yield piece
 
 
-def _write_unused(release: Release, network: Network, folder: pathlib.Path, slim: bool, report: _Report) -> list[dict]:
+def _write_unused(
+  release: Release, network: ReleasedNetwork, folder: pathlib.Path, slim: bool, report: _Report
+) -> list[dict]:
   """Retains, a file at a time, what the network does not read; lists each file's tensors and where they went."""
   listing = []
   for number in dict.fromkeys(t.file for t in network.tensors):
@@ -140,12 +142,13 @@ def _config(release: Release, priors: Mapping | None) -> dict:
   return {
     "format": FORMAT,
     "version": VERSION,
+    "layout": release.layout.name,
     "networks": {network.name: network.config for network in release.networks},
-    # Of what is not published nothing is said where the release has none.
+    # Settings that are not part of the publication are left out where the release does not have them.
     **{
       name: release.document(path)
-      for name, path in SETTINGS.items()
-      if path in release.documents or not path.startswith(f"{OWN}/")
+      for name, path in release.layout.settings.items()
+      if path in release.documents or not release.layout.is_own(path)
     },
     "emotions": sorted(priors or ()),
     "source": [release.relative(number) for number in range(len(release.files))],

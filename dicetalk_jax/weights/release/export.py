@@ -11,9 +11,8 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.weights.networks import TABLES
-from dicetalk_jax.weights.release.layouts import OWN
-from dicetalk_jax.weights.release.listing import canonical
+from dicetalk_jax.weights.networks import row
+from dicetalk_jax.weights.release.listing import canonical, layout_in
 from dicetalk_jax.weights.release.readers import DTYPES, SAFETENSORS_DTYPES, import_torch
 from dicetalk_jax.weights.store import (
   PRIORS,
@@ -43,8 +42,9 @@ def export(
   """
   weights = expanded(weights)
   config = read_config(weights)
+  layout = layout_in(config)
   source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else canonical(weights, config)
-  files = [file for file in source["files"] if all or file["path"].startswith(f"{OWN}/")]
+  files = [file for file in source["files"] if all or layout.is_own(file["path"])]
   for file in files:
     if any(place is None and kept is not None for *_, place, kept in file["tensors"]) and not file["retained"]:
       raise WeightsError(
@@ -66,18 +66,18 @@ def export(
       if progress:
         progress(file["path"], number + 1, len(files))
     for name, text in source["documents"].items():
-      if all or name.startswith(f"{OWN}/"):
+      if all or layout.is_own(name):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     if all:
-      _write_priors(weights, folder)
+      _write_priors(weights, folder / layout.prior_folders[0])
   return [file["path"] for file in files]
 
 
 def _tensors(weights: pathlib.Path, file: Mapping, params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
   """(name, array) of one file, in its order."""
   retained = flatten_dict(read_item(weights / file["retained"]), sep="/") if file["retained"] else {}
-  table = TABLES[file["network"]]
+  table = row(file["network"]).table
   for key, dtype, shape, path, kept in file["tensors"]:
     if path is not None:
       yield key, table.rule(key).transform.to_torch(params[path])
@@ -120,10 +120,10 @@ def _write_priors(weights: pathlib.Path, folder: pathlib.Path) -> None:
   """In the released form: a pickled 0-d object array of {'mu': (1, 256)}."""
   if not (weights / PRIORS).is_file():
     return
-  (folder / "emotion_priors").mkdir()
+  folder.mkdir(parents=True)
   stored = safetensors.numpy.load_file(weights / PRIORS)
   for label in (name for name in stored if "/" not in name):
     prior = {"mu": stored[label][None]}
     if f"{label}/sigma" in stored:
       prior["sigma"] = stored[f"{label}/sigma"][None]
-    np.save(folder / "emotion_priors" / f"{label}.npy", np.array(prior, dtype=object), allow_pickle=True)
+    np.save(folder / f"{label}.npy", np.array(prior, dtype=object), allow_pickle=True)

@@ -10,81 +10,81 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dicetalk_jax.weights.networks import TABLES
-from dicetalk_jax.weights.release.layouts import (
-  EMOTION_MODEL_AS_RELEASED,
-  EMOTION_MODEL_FILE,
-  OVERLAY_SUFFIX,
-  OWN,
-  PARTS,
-  SETTINGS,
-  Part,
-  is_adapter,
-)
+from dicetalk_jax.weights.networks import NETWORKS, Network
+from dicetalk_jax.weights.release.layouts import DICETALK, LAYOUTS, Files, Layout
 from dicetalk_jax.weights.store import item_shapes
+
+
+def layout_in(config: Mapping) -> Layout:
+  """The released layout that a weights folder came from; DICE-Talk's for trained weights."""
+  return LAYOUTS.get(config.get("layout"), DICETALK)
 
 
 def canonical(weights: pathlib.Path, config: Mapping) -> dict:
   """A listing for weights that came from no file: released file names, the tables' names."""
-  files, documents = [], settings(config)
-  for part in PARTS:
-    if part.network in config["networks"]:
-      files += _files(part, item_shapes(weights / part.network))
-      documents |= _architecture(part, config["networks"][part.network])
+  layout, files = layout_in(config), []
+  documents = settings(layout, config)
+  for name, architecture in config["networks"].items():
+    network = NETWORKS[name]
+    if own := network.files.get(layout.name):
+      files += _files(network, own, item_shapes(weights / name))
+      documents |= _document(network, own, architecture)
   return {"files": files, "documents": documents}
 
 
 def replaced(listing: Mapping, old: Mapping, new: Mapping, shapes: Mapping[str, Mapping]) -> dict:
   """The listing of weights in which some networks are others: shapes, network -> {'a/b': anything with shape, dtype}.
 
-  old, new: config.json before and after. A network's files stay what they were, with the new dtypes, where they have a
-  place for each parameter and, of the U-Net, `unet.pth` has; otherwise they become the canonical ones.
+  old, new: config.json before and after. A network's files stay what they were, with the new dtypes, if they
+  (or the overlay, for a network with one) have a place for each parameter; otherwise they become the canonical ones.
   """
-  files, documents = list(listing["files"]), dict(listing["documents"])
-  for part in PARTS:
-    before, after = (config["networks"].get(part.network) for config in (old, new))
-    if after is not None and before != after:
-      if part.network == "emotion_model":
-        documents.pop(EMOTION_MODEL_FILE, None)
-      documents |= _architecture(part, after)
-    if part.network not in shapes:
+  layout, files, documents = layout_in(new), list(listing["files"]), dict(listing["documents"])
+  for network in NETWORKS.values():
+    if (own := network.files.get(layout.name)) is None:
       continue
-    own = [file for file in files if file["network"] == part.network]
-    followed = _followed(part, own, shapes[part.network])
+    before, after = (config["networks"].get(network.name) for config in (old, new))
+    if after is not None and before != after:
+      documents.pop(own.config, None)
+      documents |= _document(network, own, after)
+    if network.name not in shapes:
+      continue
+    former = [file for file in files if file["network"] == network.name]
+    followed = _followed(network, own, former, shapes[network.name])
     if followed is None:
-      _forget_indices(documents, own)
-      followed = _files(part, shapes[part.network])
-    first = files.index(own[0]) if own else len(files)
-    files = [*files[:first], *followed, *(file for file in files[first:] if file["network"] != part.network)]
-  changed = {name: new.get(name) for name in SETTINGS if new.get(name) != old.get(name)}
-  kept = {path: text for path, text in documents.items() if path not in {SETTINGS[name] for name in changed}}
-  return {"files": files, "documents": kept | settings(changed)}
+      _forget_indices(documents, former)
+      followed = _files(network, own, shapes[network.name])
+    first = files.index(former[0]) if former else len(files)
+    files = [*files[:first], *followed, *(file for file in files[first:] if file["network"] != network.name)]
+  changed = {name: new.get(name) for name in layout.settings if new.get(name) != old.get(name)}
+  for name in changed:
+    documents.pop(layout.settings[name], None)
+  return {"files": files, "documents": documents | settings(layout, changed)}
 
 
-def settings(config: Mapping) -> dict[str, str]:
+def settings(layout: Layout, config: Mapping) -> dict[str, str]:
   """The documents that config.json's keys other than the networks come from."""
-  return {path: _dump(config[key]) for key, path in SETTINGS.items() if config.get(key)}
+  return {path: _dump(config[key]) for key, path in layout.settings.items() if config.get(key)}
 
 
-def _files(part: Part, shapes: Mapping) -> list[dict]:
-  table, tensors = TABLES[part.network], []
+def _files(network: Network, own: Files, shapes: Mapping) -> list[dict]:
+  table, tensors = network.table, []
   for path, leaf in shapes.items():
     key = table.key(path)
     shape = table.rule(key).transform.torch_shape(leaf.shape)
     tensors.append([key, np.dtype(leaf.dtype).name, shape, path, None])
-  file, files = {"network": part.network, "wrapper": None, "metadata": {"format": "pt"}, "retained": None}, []
-  if part.overlay:
-    files.append(file | {"path": f"{OWN}/{part.overlay}{OVERLAY_SUFFIX}", "tensors": tensors})
-    tensors = [tensor for tensor in tensors if not is_adapter(tensor[0])]
-  return [*files, file | {"path": f"{part.folder}/{part.written}", "tensors": tensors}]
+  file = {"network": network.name, "wrapper": None, "metadata": {"format": "pt"}, "retained": None}
+  base = file | {"path": own.written, "tensors": [tensor for tensor in tensors if own.in_base(tensor[0])]}
+  return [file | {"path": own.overlay, "tensors": tensors}, base] if own.overlay else [base]
 
 
-def _followed(part: Part, files: list[Mapping], shapes: Mapping) -> list[dict] | None:
-  """The files with the dtypes of other parameters, None where these have no place in them."""
-  table, placed = TABLES[part.network], {}
+def _followed(network: Network, own: Files, files: list[Mapping], shapes: Mapping) -> list[dict] | None:
+  """The files with the dtypes of other parameters; None if these have no place in them."""
+  table, placed = network.table, {}
+  overlay = own.overlay and pathlib.PurePosixPath(own.overlay)
   for file in files:
-    # Whoever takes the DICE-Talk files alone is to get all that may have changed.
-    if not part.overlay or file["path"].startswith(f"{OWN}/"):
+    path = pathlib.PurePosixPath(file["path"])
+    # Whoever takes the model's own files alone must get everything that may have changed.
+    if not overlay or path.parent == overlay.parent:
       placed |= {path: tuple(shape) for _, _, shape, path, _ in file["tensors"] if path is not None}
   wanted = {path: table.rule(table.key(path)).transform.torch_shape(leaf.shape) for path, leaf in shapes.items()}
   if placed != wanted:
@@ -106,14 +106,10 @@ def _forget_indices(documents: dict[str, str], files: list[Mapping]) -> None:
       del documents[name]
 
 
-def _architecture(part: Part, config: Mapping) -> dict[str, str]:
-  if part.network == "emotion_model":
-    released = EMOTION_MODEL_AS_RELEASED
-    other = {name: config[name] for name in released if config.get(name, released[name]) != released[name]}
-    return {EMOTION_MODEL_FILE: _dump(other)} if other else {}
-  if not part.config:
-    return {}
-  return {part.config_path: _dump({key: value for key, value in config.items() if key != "adapter_scales"})}
+def _document(network: Network, own: Files, architecture: Mapping) -> dict[str, str]:
+  if own.config and (document := network.write(architecture)):
+    return {own.config: _dump(document)}
+  return {}
 
 
 def _dump(value) -> str:

@@ -28,7 +28,7 @@ from release import (
 
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.weights.folder import Weights, convert_release
-from dicetalk_jax.weights.networks import TABLES, network_shapes
+from dicetalk_jax.weights.networks import NETWORKS, network_shapes
 from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.store import new_folder, read_item, write_item
 
@@ -253,8 +253,8 @@ def test_an_interrupted_conversion_says_so_and_leaves_nothing(release, tmp_path)
   run = in_another_process(f"""
     import os, signal, sys, threading
     from dicetalk_jax import cli
-    from dicetalk_jax.inference import weights
-    real, timers = weights.convert, []
+    from dicetalk_jax.weights import folder
+    real, timers = folder.convert, []
     def convert(source, target, priors, slim, progress):
       def interrupting(*call):
         progress(*call)
@@ -262,7 +262,7 @@ def test_an_interrupted_conversion_says_so_and_leaves_nothing(release, tmp_path)
           timers.append(threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)))
           timers[0].start()
       real(source, target, priors, slim, interrupting)
-    weights.convert = convert
+    folder.convert = convert
     sys.exit(cli.main(["convert", {str(release)!r}, {str(tmp_path / "weights")!r}]))
   """)
   said = run.stderr.decode()
@@ -282,7 +282,7 @@ def killed(release, target, after):
   """Converts in another process, which is killed when `after` pieces are written."""
   run = in_another_process(f"""
     import os, signal
-    from dicetalk_jax.conversion.convert import convert
+    from dicetalk_jax.weights.release.convert import convert
     calls = []
     def progress(*call):
       calls.append(call)
@@ -316,7 +316,7 @@ def test_memory_stays_below_one_and_a_half_times_the_largest_file(release, tmp_p
   widths = {"block_out_channels": [160, 320, 640, 640], "num_attention_heads": [5, 10, 20, 20]}
   edit_json(release / SVD / "unet" / "config.json", **widths)
   config = json.loads((release / SVD / "unet" / "config.json").read_text()) | {"adapter_scales": [1.0, 1.0]}
-  table, shapes = TABLES["unet"], {}
+  table, shapes = NETWORKS["unet"].table, {}
   for parameter, leaf in flatten_dict(network_shapes("unet", config), sep="/").items():
     shapes[table.key(parameter)] = table.rule(table.key(parameter)).transform.torch_shape(leaf.shape)
   own = {key: np.ones(shape, np.float16) for key, shape in shapes.items() if is_adapter(key)}
@@ -325,7 +325,7 @@ def test_memory_stays_below_one_and_a_half_times_the_largest_file(release, tmp_p
   write_large_safetensors({key: shape for key, shape in shapes.items() if not is_adapter(key)}, path)
   code = """
     import resource, sys
-    from dicetalk_jax.conversion.convert import convert
+    from dicetalk_jax.weights.release.convert import convert
     convert(sys.argv[1], sys.argv[2])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
   """

@@ -15,11 +15,11 @@ from talkers import EMBEDDER, embedder_params, with_embedder
 
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.weights.folder import Weights, convert_release
-from dicetalk_jax.weights.networks import TABLES, build, network_shapes
+from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
 from dicetalk_jax.weights.release.engine import plan, to_flax, to_torch
 from dicetalk_jax.weights.release.export import export
 
-TABLE = TABLES["emotion_embedder"]
+TABLE = NETWORKS["emotion_embedder"].table
 
 
 def test_every_name_has_one_rule_and_every_parameter_one_source_both_ways():
@@ -99,5 +99,5 @@ def test_a_release_whose_embedder_lacks_its_sizes_or_has_others_is_refused(tmp_p
 def test_numbers_that_may_be_zero(name):
   assert getattr(build("emotion_embedder", EMBEDDER | {name: 0}), name) == 0
   for wrong in (-1, None, "x", float("nan")):
-    with pytest.raises(WeightsError, match=f"{name} is .*wanted a number of at least 0"):
+    with pytest.raises(WeightsError, match=f"{name} is .*a number of at least 0 is required"):
       build("emotion_embedder", EMBEDDER | {name: wrong})

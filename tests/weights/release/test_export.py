@@ -24,7 +24,7 @@ from release import (
 
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.weights.folder import Weights, convert_release
-from dicetalk_jax.weights.networks import TABLES
+from dicetalk_jax.weights.networks import NETWORKS
 from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.release.engine import to_torch
 from dicetalk_jax.weights.release.export import export
@@ -64,7 +64,7 @@ def test_relative_paths_are_those_of_the_current_folder(tmp_path_factory, tmp_pa
 
 def published(weights, network):
   """The network's state dict as the weights folder holds it, under PyTorch's names."""
-  return to_torch(TABLES[network], read_item(weights.folder / network))
+  return to_torch(NETWORKS[network].table, read_item(weights.folder / network))
 
 
 @pytest.mark.parametrize(

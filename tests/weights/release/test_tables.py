@@ -6,7 +6,7 @@ from conftest import config_json, manifest
 from flax.traverse_util import flatten_dict
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.weights.networks import PUBLISHED, TABLES, build, network_shapes
+from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
 from dicetalk_jax.weights.release.engine import Rule, Table, plan, to_flax, to_torch
 
 ADAPTERS = {"adapter_scales": [1.0, 1.0]}
@@ -26,13 +26,13 @@ CASES = {
 
 
 def test_every_published_network_has_a_case():
-  assert {network for network, _ in CASES.values()} == set(PUBLISHED)
+  assert {network for network, _ in CASES.values()} == {name for name, network in NETWORKS.items() if network.published}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_name_has_one_rule_and_every_parameter_one_source_both_ways(case):
   network, config = CASES[case]
-  table, target = TABLES[network], network_shapes(network, config)
+  table, target = NETWORKS[network].table, network_shapes(network, config)
   shapes = {key: tuple(shape) for key, shape in manifest(case).items()}
   entries = [entry for entry in plan(table, shapes, target) if entry.path]
   assert {entry.path for entry in entries} == set(flatten_dict(target, sep="/"))
@@ -48,14 +48,14 @@ def test_values_survive_the_way_there_and_back(case):
   network, config = CASES[case]
   generator = np.random.default_rng(0)
   state = {key: generator.standard_normal(shape, np.float32) for key, shape in manifest(case).items()}
-  back = to_torch(TABLES[network], to_flax(TABLES[network], state, network_shapes(network, config)))
+  back = to_torch(NETWORKS[network].table, to_flax(NETWORKS[network].table, state, network_shapes(network, config)))
   assert back.keys() == state.keys()
   for key, value in state.items():
     np.testing.assert_array_equal(back[key], value, key)
 
 
 def test_layouts():
-  table = TABLES["unet"]
+  table = NETWORKS["unet"].table
   assert table.rule("conv_in.weight").transform.shape((320, 8, 3, 3)) == (3, 3, 8, 320)
   temporal = "mid_block.resnets.0.temporal_res_block.conv1.weight"
   assert table.rule(temporal).transform.shape((1280, 640, 3, 1, 1)) == (3, 640, 1280)
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_named_with_both_shapes(change, words):
   network, config = CASES["unet_tiny"]
   shapes = change({key: tuple(shape) for key, shape in manifest("unet_tiny").items()})
   with pytest.raises(WeightsError) as caught:
-    plan(TABLES[network], shapes, network_shapes(network, config), "unet.pth")
+    plan(NETWORKS[network].table, shapes, network_shapes(network, config), "unet.pth")
   assert all(word in str(caught.value) for word in ["unet.pth", *words]), caught.value
 
 
