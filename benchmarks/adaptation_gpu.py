@@ -22,7 +22,7 @@ import data_loading
 import jax
 
 from dicetalk_jax.config import load_preset
-from dicetalk_jax.data.batches.clips import diffusion_batches
+from dicetalk_jax.data.batches.diffusion import diffusion_batches
 from dicetalk_jax.parallel.flops import peak_flops
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.parallel.placement import Placement

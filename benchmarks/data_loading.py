@@ -16,7 +16,7 @@ import time
 import common
 import numpy as np
 
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.encode.record import EncodedClip, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
 from dicetalk_jax.vocabulary import TRUTH

@@ -23,7 +23,7 @@ import numpy as np
 
 from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.config import load_preset
-from dicetalk_jax.data.batches.clips import embedder_batches
+from dicetalk_jax.data.batches.embedder import embedder_batches
 from dicetalk_jax.data.encode.record import EncodedClip, encoded_clip, features, open_encoded
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
 from dicetalk_jax.media.expression import read_expression

@@ -7,7 +7,7 @@ dicetalk train adaptation --config configs/adaptation_512.py
 in the same layout, with the embedder that stage 1 has added; what trains is `trainable`.
 """
 
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.training.config import AdaptationConfig, LoopConfig, OptimizerConfig
 from dicetalk_jax.weights.architectures import RELEASED
 

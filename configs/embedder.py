@@ -6,7 +6,7 @@ dicetalk train embedder --config configs/embedder.py
 5.6 million parameters: under 2 GB on any accelerator. `--dry-run` tells more; the rest depends on the machine.
 """
 
-from dicetalk_jax.data.batches.clips import EmbedderBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.training.config import EmbedderConfig, LoopConfig, OptimizerConfig
 
 config = EmbedderConfig(

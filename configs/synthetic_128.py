@@ -41,7 +41,8 @@ Up to 3.5 GB of memory. Time on two cores: docs/training.md, which also tells of
 import dataclasses
 
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig, PortraitBatchConfig
 from dicetalk_jax.data.batches.speech import SpeechBatchConfig
 from dicetalk_jax.evaluation.measuring import MeasuringConfig

@@ -8,7 +8,8 @@ dicetalk train embedder           --config configs/synthetic_small.py     # then
 Under 3 GB of memory each. Time on two cores: docs/training.md.
 """
 
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig, PortraitBatchConfig
 from dicetalk_jax.data.batches.speech import SpeechBatchConfig
 from dicetalk_jax.training.config import (

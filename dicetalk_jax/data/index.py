@@ -1,4 +1,4 @@
-"""The index of a set: labels and lengths of every record, in a small file beside the large ones."""
+"""The index of a split: labels and lengths of all records, in a small file beside the large ones."""
 
 import contextlib
 import dataclasses
@@ -13,9 +13,9 @@ from dicetalk_jax.data.sets import Records
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-  """What is asked of every record of a split before any is read, arrays (N,).
+  """Labels and lengths of the N records of a split, arrays (N,).
 
-  emotion: index in EMOTIONS, -1 not known. references: how many CLIP embeddings an encoded record has, else 0.
+  emotion: index in EMOTIONS, -1 when unknown. references: number of CLIP embeddings of an encoded record, else 0.
   """
 
   clip: np.ndarray
@@ -35,12 +35,12 @@ class Index:
 
   @classmethod
   def of(cls, examples: Iterable[Mapping]) -> "Index":
-    """Of records as their features take them or give them."""
+    """The index of examples, as a set's features take or give them."""
     return cls.of_rows(map(row, examples))
 
   @classmethod
   def of_rows(cls, rows: Iterable[tuple]) -> "Index":
-    """Of what `row` gives."""
+    """The index of rows, as `row` makes them."""
     columns = list(zip(*rows, strict=True)) or [()] * len(dataclasses.fields(cls))
     types = 4 * [str] + 5 * [np.int32] + [bool, np.int32]
     return cls(*(np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)))
@@ -62,23 +62,24 @@ class Index:
 
   @classmethod
   def load(cls, path: Path) -> "Index | None":
-    """None where there is none, or a damaged or older one."""
+    """The index in a file; None when it is missing, damaged or older."""
     try:
       with np.load(path) as stored:
         return cls(**stored)
-    except Exception:  # a damaged zip file makes NumPy raise nearly anything
+    except Exception:  # of many kinds, for a damaged zip file
       return None
 
 
 def row(example: Mapping) -> tuple:
-  """A record's row of the index, as JSON could hold it."""
-  texts = (_text(example[name]) for name in ("clip", "identity", "video", "source"))
+  """The row of a record, as JSON values."""
+  texts = (as_text(example[name]) for name in ("clip", "identity", "video", "source"))
   numbers = (int(example[name]) for name in ("emotion", "level", "num_frames", "height", "width"))
   references = example.get("reference_index")
   return (*texts, *numbers, len(example["expression"]) > 0, 0 if references is None else len(references))
 
 
-def _text(value) -> str:
+def as_text(value) -> str:
+  """A text of an example, which TFDS gives as bytes."""
   return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -87,12 +88,12 @@ def index_path(folder: Path, split: str) -> Path:
 
 
 def read_index(records: Records) -> Index:
-  """The index of a split; it is made by a pass over the records, and kept, where it is missing or of others."""
+  """The index of a split. A missing or outdated one is made by a pass over the records, and saved."""
   path = index_path(records.folder, records.split)
   index = Index.load(path)
   if index is None or len(index) != len(records):
     index = Index.of(records[i] for i in range(len(records)))
-    # The folder may be read-only: it only takes longer at the next start.
+    # The folder may be read-only; then the next start takes as long.
     with contextlib.suppress(OSError):
       index.save(path)
   return index

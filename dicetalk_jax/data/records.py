@@ -1,4 +1,4 @@
-"""The one record: a clip of one speaking face, whatever set it comes from, as TFDS features without TensorFlow."""
+"""The record of all sets: a clip of one speaking face, as TFDS features without TensorFlow."""
 
 import dataclasses
 import io
@@ -8,17 +8,18 @@ from pathlib import Path
 import av
 import numpy as np
 
+from dicetalk_jax.data.index import as_text
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.vocabulary import EMOTIONS, EXPRESSION_DIM, FPS, SAMPLES_PER_FRAME, TRUTH
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A file to make clips of, and what its place in the set says about it.
+  """A video file to make clips of, with its labels.
 
   clip: its name, unique in the set, such as M003/front/angry/level_1/001; video: the recording that it was cut from;
-  audio: its sound where that is another file; expression: its coefficients where there are any; emotion: of EMOTIONS;
-  level: 1 to 3, 0 where not known.
+  audio: its sound if that is another file; expression: the file of its coefficients, if any; emotion: one of EMOTIONS;
+  level: 1 to 3, 0 when unknown; split: train or test if the labels say so.
   """
 
   clip: str
@@ -29,11 +30,12 @@ class Source:
   expression: Path | None = None
   emotion: str | None = None
   level: int = 0
+  split: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-  """A clip, or a whole file, that was left out; `reason` is one sentence."""
+  """A clip or a whole file that is left out; `reason` is one sentence."""
 
   clip: str
   reason: str
@@ -41,7 +43,7 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """One record (features() has each field's meaning); n frames at 25 a second, n · 640 samples."""
+  """One record of n frames at 25 a second and n · 640 samples; `features` describes the fields."""
 
   clip: str
   source: str
@@ -59,18 +61,22 @@ class Clip:
   truth: np.ndarray | None = None
   crop: tuple[int, int, int] = (0, 0, 0)
   sentence: str = ""
-  split: str = ""
+  split: str = "train"
+
+  @staticmethod
+  def features():
+    return features()
 
   def example(self) -> dict:
-    """As the record's features take it; raises ValueError where lengths disagree, which would be our mistake."""
+    """The record as its features take it; ValueError when lengths disagree."""
     n = self.num_frames
     expression = np.zeros((0, EXPRESSION_DIM)) if self.expression is None else self.expression
     truth = np.zeros((0, len(TRUTH))) if self.truth is None else self.truth
     lengths = {"audio": (len(self.audio), n * SAMPLES_PER_FRAME)}
     lengths |= {k: (len(v), n) for k, v in (("expression", expression), ("truth", truth)) if len(v)}
-    for name, (found, wanted) in lengths.items():
-      if found != wanted:
-        raise ValueError(f"clip {self.clip}: {name} has {found} rows for {n} frames, wanted {wanted}")
+    for name, (length, expected) in lengths.items():
+      if length != expected:
+        raise ValueError(f"clip {self.clip}: {name} has {length} rows for {n} frames, expected {expected}")
     return {
       "clip": self.clip,
       "source": self.source,
@@ -96,23 +102,23 @@ def features():
   """The record as a `tfds.features.FeaturesDict`.
 
   clip (text): unique name in the set. source: mead, hdtf, voxceleb2, clips or synthetic. split: train or test.
-  identity: who it is, unique over all sets. video: the recording it was cut from. emotion (class label): of EMOTIONS,
-  -1 not known. level: 1 to 3, 0 not known. frames (bytes): n frames at 25 a second as an MP4 of H.264, see
+  identity: the person, unique over all sets. video: the recording it was cut from. emotion (class label): one of
+  EMOTIONS, -1 when unknown. level: 1 to 3, 0 when unknown. frames (bytes): n frames at 25 a second as H.264 in MP4, see
   `decode_frames`. num_frames: n. height, width: in pixels. face_box (4,): x, y, w, h of the face in pixels of the
   frame, over the whole clip. crop (3,): x, y and side of the square of the upright source that the frames show, in its
-  pixels; zeros where they were drawn. audio (n · 640,) float32: 16 kHz mono in [-1, 1]. expression (n, 64) float32: the
-  expression coefficients of Deep3DFaceRecon, or 0 rows where not known. truth (n, len(TRUTH)) float32: of drawn clips,
-  else 0 rows. sentence: what is said, where known.
+  pixels; zeros for drawn clips. audio (n · 640,) float32: 16 kHz mono in [-1, 1]. expression (n, 64) float32:
+  coefficients of Deep3DFaceRecon, or 0 rows. truth (n, len(TRUTH)) float32: of drawn clips, else 0 rows. sentence: the
+  words, if known.
   """
   import tensorflow_datasets as tfds
 
   f = tfds.features
-  text, whole = f.Text(), f.Scalar(dtype=np.int32)
+  text, integer = f.Text(), f.Scalar(dtype=np.int32)
   return f.FeaturesDict(
     {
       **dict.fromkeys(("clip", "source", "split", "identity", "video", "sentence"), text),
       "emotion": f.ClassLabel(names=list(EMOTIONS)),
-      **dict.fromkeys(("level", "num_frames", "height", "width"), whole),
+      **dict.fromkeys(("level", "num_frames", "height", "width"), integer),
       "frames": f.Tensor(shape=(), dtype=np.object_),
       "face_box": f.Tensor(shape=(4,), dtype=np.int32),
       "crop": f.Tensor(shape=(3,), dtype=np.int32),
@@ -124,8 +130,8 @@ def features():
 
 
 def clip_of(example: dict) -> Clip:
-  """A record as read back from a data source -> Clip."""
-  text = {k: _text(example[k]) for k in ("clip", "source", "split", "identity", "video", "sentence")}
+  """An example as a data source gives it -> Clip."""
+  text = {k: as_text(example[k]) for k in ("clip", "source", "split", "identity", "video", "sentence")}
   emotion = int(example["emotion"])
   return Clip(
     **text,
@@ -143,20 +149,17 @@ def clip_of(example: dict) -> Clip:
   )
 
 
-def _text(value) -> str:
-  return value.decode() if isinstance(value, bytes) else str(value)
-
-
 def encode_frames(frames: Iterable[np.ndarray], crf: float = 12) -> tuple[bytes, int]:
-  """(h, w, 3) uint8 frames, h and w even -> the bytes of an MP4 of H.264 at 25 a second, and how many there were.
+  """(h, w, 3) uint8 frames, h and w even -> bytes of H.264 in MP4 at 25 frames a second, and the number of frames.
 
-  Colour is kept at full resolution (yuv444p): at 128 pixels half of it would smear lips and eyes. The same frames give
-  the same bytes: one thread, and nothing of the clock in the file. A key frame a second lets a window be read alone.
+  crf: x264's quality, lower is better and larger. Colour has full resolution (yuv444p): at 128 pixels half of it would
+  blur lips and eyes. The same frames give the same bytes: one thread, no time stamps of the clock. There is a key frame
+  each second, so that a window can be read alone.
   """
   buffer = io.BytesIO()
   count = 0
   with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-    # With its macroblock tree x264 gives other bytes for the same pictures, once in some forty times.
+    # x264's macroblock tree changes the bytes for the same pictures about once in forty times.
     options = {"crf": str(crf), "preset": "veryfast", "g": str(FPS), "threads": "1", "x264-params": "mbtree=0"}
     stream = container.add_stream("libx264", rate=FPS, options=options)
     stream.pix_fmt = "yuv444p"
@@ -180,14 +183,14 @@ def encode_frames(frames: Iterable[np.ndarray], crf: float = 12) -> tuple[bytes,
 
 
 def decode_frames(encoded: bytes, indices: Sequence[int] | None = None) -> np.ndarray:
-  """A record's `frames` -> (n, h, w, 3) uint8: all, or those of `indices` in their order, decoding no more than needed.
+  """A record's `frames` -> (n, h, w, 3) uint8: all, or those of `indices` in their order, decoded from a key frame on.
 
-  Raises InputError where the bytes are damaged or an index is not in the clip.
+  Raises InputError when the bytes are damaged or an index is not in the clip.
   """
   wanted = None if indices is None else [int(i) for i in indices]
   if wanted is not None and not wanted:
-    raise ValueError("no frame is asked for")
-  found: dict[int, np.ndarray] = {}
+    raise ValueError("indices is empty")
+  frames: dict[int, np.ndarray] = {}
   try:
     with av.open(io.BytesIO(encoded)) as container:
       stream = container.streams.video[0]
@@ -198,10 +201,10 @@ def decode_frames(encoded: bytes, indices: Sequence[int] | None = None) -> np.nd
         if wanted is not None and i > max(wanted):
           break
         if wanted is None or i in wanted:
-          found[i] = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+          frames[i] = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
   except (av.FFmpegError, IndexError, ValueError) as error:
     raise InputError(f"a record's frames cannot be decoded ({error}); build the set again") from error
-  order = sorted(found) if wanted is None else wanted
-  if missing := [i for i in order if i not in found]:
-    raise InputError(f"a record's frames hold {len(found)} of those asked for; frame {missing[0]} is not there")
-  return np.stack([found[i] for i in order])
+  order = sorted(frames) if wanted is None else wanted
+  if missing := [i for i in order if i not in frames]:
+    raise InputError(f"a record's frames lack frame {missing[0]}: {len(frames)} of {len(order)} could be decoded")
+  return np.stack([frames[i] for i in order])

@@ -1,4 +1,4 @@
-"""A set on disk: a TFDS dataset folder of array_record shards, written and read without TensorFlow."""
+"""A set on disk: a TFDS dataset folder with array_record files (shards), written and read without TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -15,15 +15,16 @@ from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.files import expanded
 
 VERSION = "1.0.0"
+SHARD_CLIPS = 16
 INFO = "dataset_info.json"
 _UNFINISHED = ".unfinished"
-# What building and encoding write first.
-_BEGUN = ("build.json", "encoding.json")
+# Files that a build and an encoding start with.
+_PLANS = ("build.json", "encoding.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """One file of a split: `records` examples in `bytes`."""
+  """One file of a split, with `records` examples of `bytes` in all."""
 
   records: int
   bytes: int
@@ -34,7 +35,7 @@ def shard_name(name: str, split: str, index: int, count: int) -> str:
 
 
 def serialize(features, example: dict) -> bytes:
-  """An example of a `tfds.features.FeaturesDict` as bytes: the same in every process, which TFDS' own are not."""
+  """An example of a `tfds.features.FeaturesDict` as bytes, deterministic unlike those of TFDS."""
   from tensorflow_datasets.proto import tf_example_pb2
 
   encoded = features.serialize_example(features.encode_example(example))
@@ -42,7 +43,7 @@ def serialize(features, example: dict) -> bytes:
 
 
 def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
-  """Writes serialised examples; `path` appears when it is whole. Raises OutputError where writing fails."""
+  """Writes serialised examples; `path` appears when it is complete. Raises OutputError when writing fails."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
   partial = path.with_name(path.name + _UNFINISHED)
@@ -52,27 +53,27 @@ def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
     writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     try:
       for example in examples:
-        # The writer keeps back what it has not yet written, and says little when it cannot.
-        held = size - (partial.stat().st_size if partial.exists() else 0)
-        require_space(path.parent, len(example) + max(0, held))
+        # The writer buffers, and reports a full disk badly.
+        buffered = size - (partial.stat().st_size if partial.exists() else 0)
+        require_space(path.parent, len(example) + max(0, buffered))
         writer.write(example)
         records, size = records + 1, size + len(example)
     finally:
       writer.close()
     os.replace(partial, path)
   except (OSError, RuntimeError) as error:
-    reason = getattr(error, "strerror", None) or _why_not(partial)
+    reason = getattr(error, "strerror", None) or _write_error(partial)
     raise OutputError(
-      f"{path} cannot be written ({reason}); what was finished before stays valid: make space or mend the folder, and "
-      "run the same command again"
+      f"{path} cannot be written ({reason}); finished files are kept: make space or repair the folder, and run the "
+      "same command again"
     ) from error
   finally:
     partial.unlink(missing_ok=True)
   return Shard(records, size)
 
 
-def _why_not(path: Path) -> str:
-  """What the system says to writing more into a file; array_record's writer keeps it to itself."""
+def _write_error(path: Path) -> str:
+  """The system's error for writing to a file, which array_record does not report."""
   try:
     with path.open("ab") as file:
       file.write(bytes(1 << 16))
@@ -83,17 +84,17 @@ def _why_not(path: Path) -> str:
 
 
 def require_space(folder: Path, size: int, margin: int = 1 << 20) -> None:
-  """Raises OutputError where a disk has no room for `size` bytes and a margin: writers tell of it badly, or late."""
+  """Raises OutputError when a disk has no room for `size` bytes and a margin; writers report that badly, or late."""
   free = shutil.disk_usage(folder).free
   if free < size + margin:
     raise OutputError(
-      f"the disk of {folder} is full ({free / 1e6:.1f} MB left); what was finished before stays valid: make space and "
-      "run the same command again"
+      f"the disk of {folder} is full ({free / 1e6:.1f} MB left); finished files are kept: make space and run the same "
+      "command again"
     )
 
 
 def write_info(folder: Path, name: str, features, splits: Mapping[str, Sequence[Shard]], description: str = "") -> None:
-  """Writes dataset_info.json and features.json, which make a folder with these shards a TFDS dataset.
+  """Writes dataset_info.json and features.json, which turn a folder with these shards into a TFDS dataset.
 
   features: a `tfds.features.FeaturesDict`; splits: name -> its shards in order.
   """
@@ -122,17 +123,50 @@ def write_info(folder: Path, name: str, features, splits: Mapping[str, Sequence[
   unfinished = folder / _UNFINISHED
   unfinished.mkdir(exist_ok=True)
   info.write_to_directory(unfinished)
-  # dataset_info.json goes last: a folder that has it is complete.
+  # dataset_info.json is last: a folder with it is complete.
   for path in sorted(unfinished.iterdir(), key=lambda path: path.name == INFO):
     os.replace(path, folder / path.name)
   unfinished.rmdir()
 
 
+def write_set(folder: str | os.PathLike, clips: Iterable, name: str = "clips", description: str = "") -> Path:
+  """Writes `Clip`s or `EncodedClip`s, all of one kind, as a finished set into a new folder; returns the folder.
+
+  Each clip goes to the split that it names. Memory holds `SHARD_CLIPS` clips of each split at most. Raises InputError
+  for a folder that is not empty and when there is no clip, OutputError when the folder cannot be written.
+  """
+  folder = expanded(folder, "data set")
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise InputError(f"{folder} is not an empty folder; give a new one")
+  folder.mkdir(parents=True, exist_ok=True)
+  features, waiting, shards = None, {}, {}
+
+  def write(split):
+    path = folder / f"{split}-{len(shards.setdefault(split, []))}"
+    shards[split].append((path, write_shard(path, waiting.pop(split))))
+
+  for clip in clips:
+    features = features or clip.features()
+    waiting.setdefault(clip.split, []).append(serialize(features, clip.example()))
+    if len(waiting[clip.split]) == SHARD_CLIPS:
+      write(clip.split)
+  if features is None:
+    raise InputError(f"there are no clips to write into {folder}")
+  for split in list(waiting):
+    write(split)
+  for split, written in shards.items():
+    for i, (path, _) in enumerate(written):
+      os.replace(path, folder / shard_name(name, split, i, len(written)))
+  splits = {split: [shard for _, shard in written] for split, written in shards.items()}
+  write_info(folder, name, features, splits, description)
+  return folder
+
+
 def open_set(folder: str | os.PathLike):
   """The `tfds.core.DatasetBuilder` of a finished set.
 
-  `.info.splits`, `.info.features` and `.as_data_source(split)` read it. Raises InputError for a folder that is missing,
-  no set, or not finished, and for one with a shard missing.
+  Read it with `.info.splits`, `.info.features` and `.as_data_source(split)`. Raises InputError for a folder that is
+  missing, not a set, not finished, or without one of its files.
   """
   import tensorflow_datasets as tfds
 
@@ -140,8 +174,8 @@ def open_set(folder: str | os.PathLike):
   if not folder.is_dir():
     raise InputError(f"data set {folder} is not a folder; make one with `dicetalk data build`")
   if not (folder / INFO).is_file():
-    if any((folder / begun).exists() for begun in _BEGUN):
-      raise InputError(f"data set {folder} is not finished: run the `dicetalk data` command that made it again")
+    if any((folder / plan).exists() for plan in _PLANS):
+      raise InputError(f"data set {folder} is not finished: run the same `dicetalk data` command again")
     raise InputError(
       f"data set {folder} has no {INFO}; give a folder that `dicetalk data build` or `dicetalk data encode` has made"
     )
@@ -152,20 +186,20 @@ def open_set(folder: str | os.PathLike):
   for split in builder.info.splits.values():
     for path in map(Path, split.filepaths):
       if not path.is_file():
-        raise InputError(f"data set {folder} lacks its file {path.name}; copy it again, or build the set again")
+        raise InputError(f"data set {folder} lacks its file {path.name}; copy or build the set again")
   return builder
 
 
 class Records:
-  """A split of a set, record by record: opened when first read, by each process for itself, so it can be pickled.
+  """The records of a split, by number. Picklable: each process opens the files at its first read.
 
-  Raises InputError as `open_set` does, for a split that the set does not have, and for a damaged file, by name.
+  Raises InputError as `open_set` does, for a split that the set does not have, and with the name of a damaged file.
   """
 
   def __init__(self, folder: str | os.PathLike, split: str):
     self.folder, self.split = expanded(folder, "data set").absolute(), split
     self._source = None
-    # Of each file where its records end, and its path.
+    # For each file: the number after its last record, and its path.
     self.ends, self.paths = np.zeros(0, int), []
     self._lock = threading.Lock()
     info = self._open(open_set(self.folder))
@@ -176,7 +210,7 @@ class Records:
       raise InputError(f"data set {self.folder} has no split '{self.split}'; it has {', '.join(builder.info.splits)}")
     split = builder.info.splits[self.split]
     self.ends, self.paths = np.cumsum(split.shard_lengths), list(map(Path, split.filepaths))
-    # Without records TFDS makes no source.
+    # TFDS makes no source of an empty split.
     self._source = builder.as_data_source(self.split) if split.num_examples else ()
     return builder.info
 
@@ -195,7 +229,7 @@ class Records:
       return self._source[record]
     except IndexError:
       raise
-    except Exception as error:  # the reader raises what its C++ core says, and a wrong record's parser its own
+    except Exception as error:  # of many kinds: the reader's C++ core and the parser of a damaged record
       raise _damaged(self.file_of(record)) from error
 
   def __getstate__(self):
@@ -206,30 +240,30 @@ class Records:
 
 
 def check_files(builder) -> None:
-  """Raises InputError where a shard of a set cannot be opened or holds another number of records; it names the file."""
+  """Raises InputError with the name of a shard that cannot be opened or has another number of records."""
   from array_record.python.array_record_module import ArrayRecordReader
 
   for split in builder.info.splits.values():
     for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
       try:
         reader = ArrayRecordReader(str(path))
-        found = reader.num_records()
+        records = reader.num_records()
         reader.close()
-      except Exception:  # the reader raises what its C++ core says
-        found = None
-      if found != length:
+      except Exception:  # of many kinds, from the reader's C++ core
+        records = None
+      if records != length:
         raise _damaged(path)
 
 
 def _damaged(path) -> InputError:
   return InputError(
-    f"{path} is damaged or cut short; delete it and run the command that made it again, or copy it again"
+    f"{path} is damaged or cut short; copy it again, or delete it and run the command that made it again"
   )
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Holds a folder for one writer; raises InputError where another process holds it. A killed holder frees it."""
+  """Locks a folder for one writer; InputError when another process holds it. The lock ends with its process."""
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / ".lock").open("w") as file:
     try:

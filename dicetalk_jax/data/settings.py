@@ -1,41 +1,32 @@
-"""What begun work was saved with, beside what the same work is asked for with now."""
+"""Settings that work was started with, and how the present ones differ from them."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 
 
-class Settings(dict):
-  """The values of a dataclass, as JSON.
+def as_json(config) -> dict:
+  """A dataclass as JSON values."""
+  return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
-  A field that is added has a default that does what was done before it: begun work that lacks one goes on with it.
+
+def difference(saved, present, defaults=None) -> str | None:
+  """The first value that differs, as "name saved, this has present"; None when all are equal.
+
+  defaults: values of names that `saved` lacks, because they were introduced later.
   """
-
-  def __init__(self, config):
-    super().__init__(json.loads(json.dumps(dataclasses.asdict(config), default=str)))
-    self._defaults = json.loads(json.dumps(_defaults(config), default=str))
-
-  def completed(self, begun: Mapping) -> dict:
-    """Settings saved by this version or an older one, with the defaults of those that it lacked."""
-    return _completed(begun, self._defaults)
-
-
-def _defaults(config) -> dict:
-  values = {}
-  for field in dataclasses.fields(config):
-    if field.default is not dataclasses.MISSING:
-      value = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-      value = field.default_factory()
-    else:
-      continue
-    values[field.name] = _defaults(value) if dataclasses.is_dataclass(value) else value
-  return values
+  defaults = defaults or {}
+  for name in {**saved, **present}:
+    old, new = saved.get(name, defaults.get(name)), present.get(name)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+      inner = defaults.get(name)
+      if text := difference(old, new, inner if isinstance(inner, Mapping) else None):
+        return text
+    elif old != new:
+      return f"{name} {_shown(old)}, and this has {_shown(new)}"
+  return None
 
 
-def _completed(begun, defaults) -> dict:
-  whole = {**defaults, **begun}
-  for name, inner in defaults.items():
-    if isinstance(inner, Mapping) and isinstance(begun.get(name), Mapping):
-      whole[name] = _completed(begun[name], inner)
-  return whole
+def _shown(value) -> str:
+  text = str(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."

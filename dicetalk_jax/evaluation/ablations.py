@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.data.batches.clips import diffusion_batches
+from dicetalk_jax.data.batches.diffusion import diffusion_batches
 from dicetalk_jax.data.batches.sampling import generator
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.measuring import Measuring

@@ -20,8 +20,8 @@ import safetensors.numpy
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dicetalk_jax.data.batches.clip_sets import ClipSets
-from dicetalk_jax.data.batches.sampling import ENDLESS, Batches, Share, generator
+from dicetalk_jax.data.batches.sampling import ENDLESS, Batches, generator
+from dicetalk_jax.data.batches.sources import ClipSets
 from dicetalk_jax.data.index import Index
 from dicetalk_jax.diffusion.losses import emotion_loss
 from dicetalk_jax.errors import InputError
@@ -128,7 +128,7 @@ class _Source:
 
   def __init__(self, faces: DrawnFaces, batch: int, seed: int):
     self._faces, self._seed, self._batch = faces, seed, batch
-    self._rows = Share(0, 1).rows(batch, "frames")
+    self._rows = range(batch)
     self.fingerprint = {"kind": "measuring", "seed": seed, "people": len(faces.frames), "size": faces.frames.shape[2]}
 
   def __len__(self):

@@ -8,16 +8,15 @@ import zipfile
 
 import numpy as np
 
-from dicetalk_jax.data.build.layout import EXPRESSIONS, SOUNDS, VIDEOS, coefficients_of
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.media.audio import is_silent, read_audio
-from dicetalk_jax.media.expression import COEFFICIENTS, SUFFIXES, read_expression
+from dicetalk_jax.media.audio import SOUND_SUFFIXES, is_silent, read_audio
+from dicetalk_jax.media.expression import COEFFICIENTS, SUFFIXES, coefficients_of, read_expression
 from dicetalk_jax.media.streaming import stream_pictures, stream_sound
 from dicetalk_jax.media.timing import PictureTimes
-from dicetalk_jax.media.video import open_video
+from dicetalk_jax.media.video import VIDEO_SUFFIXES, open_video
 from dicetalk_jax.vocabulary import EXPRESSION_DIM, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
-_VIDEOS, _SOUNDS = (*VIDEOS, ".mpeg", ".gif"), (*SOUNDS, ".opus")
+_VIDEOS, _SOUNDS = (*VIDEO_SUFFIXES, ".gif"), SOUND_SUFFIXES
 # These may be a prior or coefficients.
 _ARRAYS = (".npy", ".npz")
 
@@ -75,7 +74,7 @@ def _read_video(path) -> Recording:
     has_sound = bool(container.streams.audio)
   coefficients = coefficients_of(path)
   if coefficients is None:
-    beside = f"coefficients of its name beside it ({', '.join(EXPRESSIONS)})"
+    beside = f"coefficients of its name beside it ({', '.join(SUFFIXES)})"
     if not has_sound:
       raise InputError(f"video {path} has neither sound nor {beside}; one of them is needed to tell its emotion")
     note = f"{path.name} has no {beside}: its emotion is taken from its sound alone."

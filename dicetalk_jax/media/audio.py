@@ -15,6 +15,8 @@ from dicetalk_jax.files import existing_file
 from dicetalk_jax.media.packets import decoded
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 
+# Files that are taken for sounds.
+SOUND_SUFFIXES = (".m4a", ".wav", ".mp3", ".flac", ".aac", ".ogg", ".opus")
 # Two frames at 12.5 a second, the fewest that make a video.
 SHORTEST_SECONDS = 2 / 12.5
 SILENCE = 1e-3  # a peak of -60 dBFS

@@ -1,6 +1,8 @@
 """Expression coefficients: the files that 3D face reconstruction leaves -> (n, 64) float32, a row a frame."""
 
 import io
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ from dicetalk_jax.vocabulary import EXPRESSION_DIM
 COEFFICIENTS = 257
 EXPRESSION = slice(80, 144)
 SUFFIXES = (".mat", ".npy", ".npz", ".txt", ".csv", ".tsv")
+_TEXTS = (".txt", ".csv", ".tsv")
+# Bytes of a text file that hold three rows of 257 numbers in full precision.
+_FEW_ROWS = 1 << 15
 _NAMES = ("coeff", "expression")
 # Reconstruction tools drop or double a frame at the ends.
 _TOLERANCE = 2
@@ -56,6 +61,25 @@ def read_expression(source) -> np.ndarray:
     bad = int(np.argmin(finite))
     raise InputError(f"expression {path} has values that are NaN or infinite, the first in row {bad}")
   return expression
+
+
+def beside(path: Path, suffixes: Iterable[str]) -> Path | None:
+  """The first existing file with the path's name and one of these suffixes."""
+  return next((other for suffix in suffixes if (other := path.with_suffix(suffix)).is_file()), None)
+
+
+def coefficients_of(video: Path) -> Path | None:
+  """The file of coefficients beside a video, with its name. A text file counts if it holds numbers, not words."""
+  return beside(video, [s for s in SUFFIXES if s not in _TEXTS or _is_numeric(video.with_suffix(s))])
+
+
+def _is_numeric(path: Path) -> bool:
+  """Whether a text file holds nothing but numbers, with or without a line of column names."""
+  if not path.is_file():
+    return False
+  with path.open("rb") as file:
+    lines = file.read(_FEW_ROWS).splitlines()[1:3]
+  return bool(lines) and all(re.fullmatch(rb"(?i:[\s\d.,;e+-]|nan|inf)*", line) for line in lines)
 
 
 def _read_mat(path: Path) -> dict[str, np.ndarray]:

@@ -19,6 +19,11 @@ from dicetalk_jax.files import existing_file, expanded
 from dicetalk_jax.media.image import resize
 from dicetalk_jax.media.packets import decoded
 
+# Files that are taken for videos.
+VIDEO_SUFFIXES = (
+  *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv"),
+  *(".3gp", ".3g2", ".vob", ".asf", ".mxf"),
+)
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = "18"
 # AAC comes in blocks of 1024 samples: at a lower rate the last one would reach more than a frame past the end.

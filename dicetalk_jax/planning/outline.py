@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.data.batches.clips import diffusion_batches, embedder_batches
+from dicetalk_jax.data.batches.diffusion import diffusion_batches
+from dicetalk_jax.data.batches.embedder import embedder_batches
 from dicetalk_jax.parallel.mesh import batch_sharding
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.parallel.rules import shardings_like

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dicetalk_jax.data.batches.clips import diffusion_batches
+from dicetalk_jax.data.batches.diffusion import diffusion_batches
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.parallel.flops import Flops, count_flops, peak_flops
 from dicetalk_jax.parallel.hosts import check_agreement

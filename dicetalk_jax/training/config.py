@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.diffusion.edm import SIGMA_MIN
 from dicetalk_jax.diffusion.losses import SIGMA_MEAN, SIGMA_STD
 from dicetalk_jax.parallel.mesh import MeshConfig

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.data.batches.clips import embedder_batches
+from dicetalk_jax.data.batches.embedder import embedder_batches
 from dicetalk_jax.data.encode.networks import check_encoded_with
 from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.errors import InputError

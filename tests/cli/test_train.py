@@ -14,7 +14,7 @@ from dicetalk_jax.cli.train import spelt_out
 from dicetalk_jax.weights.folder import Weights
 
 PRESET = """
-from dicetalk_jax.data.batches import EmbedderBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.training.config import EmbedderConfig, EmbedderModelConfig, LoopConfig, OptimizerConfig
 

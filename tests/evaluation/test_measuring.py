@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from drawn_sets import people, write_set
 
-from dicetalk_jax.data.batches.clip_sets import ClipSets
+from dicetalk_jax.data.batches.sources import ClipSets
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.ablations import Scores, table
 from dicetalk_jax.evaluation.drawn_faces import EXPRESSIONS, PORTRAITS, draw_faces

@@ -14,7 +14,7 @@ from training.encoded_clips import write_clips
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 
 PRESET = """
-from dicetalk_jax.data.batches import EmbedderBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.training.config import EmbedderConfig, EmbedderModelConfig, LoopConfig, OptimizerConfig
 
 config = EmbedderConfig(

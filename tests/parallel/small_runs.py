@@ -13,7 +13,8 @@ from talkers import stand_in_params
 from training.encoded_clips import write_clips
 
 from dicetalk_jax.cli import demo
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.parallel.mesh import MeshConfig, batch_share, make_mesh
 from dicetalk_jax.training.adaptation import train_adaptation
 from dicetalk_jax.training.config import (

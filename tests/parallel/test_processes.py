@@ -90,7 +90,7 @@ def test_one_of_two_is_killed_and_another_number_goes_on(data, tmp_path):
 
 
 PRESET = """
-from dicetalk_jax.data.batches import EmbedderBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.training.config import *
 config = EmbedderConfig(data=({data!r},), batches=EmbedderBatchConfig(groups=8, clips=2, frames=8),
   model=EmbedderModelConfig(features=16, num_layers=1, num_fusion_layers=1, num_heads=2, mlp=16),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.config import load_preset
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.parallel.flops import Flops, count_flops, peak_flops
 from dicetalk_jax.planning import dry_run

@@ -15,7 +15,8 @@ from dicetalk_jax.planning.devices import DEVICES, Traffic, predict, simulated_m
 PRESET = """
 import dataclasses
 from dicetalk_jax.conversion.architectures import RELEASED, small_conditioning, small_unet
-from dicetalk_jax.data.batches import DiffusionBatchConfig, EmbedderBatchConfig
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig, EmbedderModelConfig, OptimizerConfig
 

@@ -13,7 +13,7 @@ from talkers import stand_in_params
 from training.encoded_clips import write_clips
 
 from dicetalk_jax.cli import demo
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.encode.networks import check_encoded_with, fingerprint
 from dicetalk_jax.data.encode.record import FORMAT, VERSION
 from dicetalk_jax.errors import InputError, WeightsError

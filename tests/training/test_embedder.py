@@ -10,7 +10,7 @@ import pytest
 from training.encoded_clips import write_clips
 
 from dicetalk_jax.cli.demo import _CONFIG
-from dicetalk_jax.data.batches.clips import EmbedderBatchConfig, embedder_batches
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig, embedder_batches
 from dicetalk_jax.data.encode.networks import fingerprint
 from dicetalk_jax.data.encode.record import FORMAT, VERSION
 from dicetalk_jax.diffusion.losses import info_nce

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.cli.demo import _CONFIG
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig
 from dicetalk_jax.data.encode.runner import encode
 from dicetalk_jax.data.records import Clip, encode_frames, features

@@ -1,36 +1,37 @@
-"""Which sample comes when, as a pure function of seed and place, and the iterator over batches that rests on it.
+"""Which sample comes when, as a pure function of seed and place, and the iterator over batches.
 
-Sample j of a run is the same whatever the number of processes and workers, so an iterator's state is one number.
+Sample j is the same for any number of processes and workers, so that the state of an iterator is one number.
 """
 
 import contextlib
 import dataclasses
 import functools
+import weakref
 from collections.abc import Mapping
 from typing import Protocol
 
 import grain
 import numpy as np
 
-from dicetalk_jax.data.settings import Settings
+from dicetalk_jax.data.settings import difference
 from dicetalk_jax.errors import InputError
 
-# Training never ends; Grain wants a length.
+# Training never ends, but Grain needs a length.
 ENDLESS = 2**40
 
 
 def generator(*key: int) -> np.random.Generator:
-  """The random numbers of one place: of a seed, a constant that says what for, and an index."""
+  """The random numbers of one place. key: the seed, a constant for the purpose, and an index."""
   return np.random.default_rng(key)
 
 
 def shuffled(index: int, length: int, *key: int) -> int:
-  """Entry `index` of the endless sequence of permutations of `length` items, another each epoch."""
+  """Entry `index` of an endless sequence of permutations of `length` items, one for each epoch."""
   epoch, position = divmod(index, length)
   return int(_permutation(length, (*key, epoch))[position])
 
 
-# Two streams, each at the turn of an epoch. Grain's index_shuffle needs no memory, but takes milliseconds an index of
+# Two streams, each at the turn of an epoch. Grain's index_shuffle needs no memory, but takes milliseconds an index for
 # short sequences.
 @functools.lru_cache(maxsize=4)
 def _permutation(length: int, key: tuple[int, ...]) -> np.ndarray:
@@ -38,30 +39,38 @@ def _permutation(length: int, key: tuple[int, ...]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-  """This process's part of every global batch: rows index · b/count up to (index + 1) · b/count of its b rows."""
+class Run:
+  """Which batches a source yields: the seed, this process's share of each batch, and endless training or one pass."""
 
-  index: int = 0
-  count: int = 1
+  seed: int = 0
+  process_index: int = 0
+  process_count: int = 1
+  training: bool = True
 
   def __post_init__(self):
-    if not 0 <= self.index < self.count:
-      raise InputError(f"process {self.index} of {self.count} does not exist; processes count from 0")
+    if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
+      raise InputError(f"seed {self.seed} is not a whole number of at least 0")
+    if not 0 <= self.process_index < self.process_count:
+      raise InputError(f"process {self.process_index} of {self.process_count} does not exist; processes count from 0")
 
-  def rows(self, batch: int, what: str) -> range:
-    """Raises InputError where `batch` cannot be divided; `what` names its unit."""
-    if batch < 1 or batch % self.count:
+  def rows(self, batch: int, unit: str) -> range:
+    """This process's share of `batch` rows; InputError when they cannot be divided. `unit` names a row."""
+    if batch < 1 or batch % self.process_count:
       raise InputError(
-        f"{batch} {what} a batch cannot be divided over {self.count} processes; give a multiple of {self.count}"
+        f"{batch} {unit} a batch cannot be divided over {self.process_count} processes; give a multiple of "
+        f"{self.process_count}"
       )
-    size = batch // self.count
-    return range(self.index * size, (self.index + 1) * size)
+    size = batch // self.process_count
+    return range(self.process_index * size, (self.process_index + 1) * size)
 
 
 class Source(Protocol):
-  """Batches by index: this process's rows of global batch i. Picklable; threads may read it at once."""
+  """Batches by index: this process's rows of global batch i. Picklable and safe to read from threads.
 
-  fingerprint: Mapping  # what decides the batches, as JSON: a state of another is refused
+  A source may have `defaults`: values of the fingerprint that older states lack.
+  """
+
+  fingerprint: Mapping  # JSON of all that determines the batches; a state with another one is refused
 
   def __len__(self) -> int: ...
 
@@ -69,7 +78,7 @@ class Source(Protocol):
 
 
 class _From:
-  """A source from one of its batches on."""
+  """A source from batch `first` on."""
 
   def __init__(self, source: Source, first: int):
     self._source, self._first = source, first
@@ -82,26 +91,24 @@ class _From:
 
 
 class Batches:
-  """An iterator over a source's batches, read ahead in threads, or in `workers` processes of their own.
+  """An iterator over the batches of a source, read ahead in threads, or in `workers` processes.
 
-  It resumes exactly from `get_state()`, which is a small JSON object, at any batch and with any number of workers and
-  of processes. A finite one that has ended starts again when iterated over anew. `close()` ends the workers, as leaving
-  a `with` does.
-
-  `source` has what is known of the data: `clips`, `identities`, `left_out` and so on. A read that fails raises
-  InputError, and the next call tries the same batch again.
+  Use it as a context manager, or call `close()`, to end the workers. `get_state()` is a small JSON object from which
+  `set_state` resumes exactly, with any number of workers and processes. A finite iterator restarts when it is iterated
+  over again. `source` describes the data: `clips`, `identities`, `left_out` and so on. When a read fails, InputError is
+  raised, and the next call reads the same batch again.
   """
 
   def __init__(self, source: Source, workers: int = 0, threads: int = 2, prefetch: int = 2):
     if workers < 0 or threads < 1 or prefetch < 1:
       raise InputError(
-        f"{workers} workers, {threads} threads and {prefetch} batches ahead cannot be used: workers are 0 or more, the "
-        "others at least 1"
+        f"{workers} workers, {threads} threads and {prefetch} prefetched batches are not possible: workers must be at "
+        "least 0, the others at least 1"
       )
     self.source = source
     self._workers, self._threads, self._prefetch = workers, threads, prefetch
     self._next = 0
-    self._batches = None
+    self._batches = self._close = None
 
   def __len__(self):
     return len(self.source)
@@ -116,19 +123,20 @@ class Batches:
       raise StopIteration
     if self._batches is None:
       self._batches = self._start()
+      # Also when the iterator is collected, and before the interpreter exits: Grain's own end then fails noisily.
+      self._close = weakref.finalize(self, _close, self._batches)
     try:
       batch = next(self._batches)
     except BaseException as error:
-      with contextlib.suppress(Exception):  # of workers that never started
-        self.close()
+      self.close()
       if self._workers and isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
         raise InputError(
-          "a worker process that reads batches ended: it was killed, or the program that starts workers does its work "
-          'outside of `if __name__ == "__main__":`, where each worker would do it again'
+          "a worker process that reads batches has ended: it was killed, or the program that starts workers is not "
+          'inside `if __name__ == "__main__":`, so that each worker would run it again'
         ) from error
       raise
     self._next += 1
-    # What workers send lies in shared memory, of which there may be little.
+    # Arrays of workers are in shared memory, of which there may be little.
     return {name: np.array(array) for name, array in batch.items()} if self._workers else batch
 
   def _start(self):
@@ -138,9 +146,9 @@ class Batches:
       return iter(dataset.to_iter_dataset(options))
     from absl import flags
 
-    # Grain's workers read absl's flags, which a program that is not absl's never parses.
+    # Grain's workers read absl's flags, which only programs of absl parse.
     flags.FLAGS.mark_as_parsed()
-    # Each worker has a thread of its own per batch already.
+    # Each worker has one thread for each batch already.
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
     return iter(dataset.mp_prefetch(options))
@@ -150,31 +158,27 @@ class Batches:
     self._next = index
 
   def get_state(self) -> dict:
-    """Where the next batch is, and of what: a small JSON object, the same on every process."""
+    """The number of the next batch and the fingerprint of the source: a small JSON object, equal on all processes."""
     return {"next": self._next, **self.source.fingerprint}
 
   state = get_state
 
   def set_state(self, state: Mapping) -> None:
-    """Goes to where a state was taken; raises InputError for one of another seed, data or batch."""
+    """Continues from a state; raises InputError for one of other data, another seed or other settings."""
     if not isinstance(state, Mapping) or "next" not in state:
-      raise InputError(f"{state!r} is no state of the data; give what get_state() returned")
-    for name, ours in self.source.fingerprint.items():
-      theirs = state.get(name)
-      if isinstance(ours, Settings) and isinstance(theirs, Mapping):
-        theirs = ours.completed(theirs)
-      if theirs != ours:
-        raise InputError(f"the state of the data was saved with {_difference(name, theirs, ours)}; go on as it began")
-    index = state.get("next")
+      raise InputError(f"{state!r} is not a state of the data; give what get_state() returned")
+    index, saved = state["next"], {name: state.get(name) for name in self.source.fingerprint}
+    if text := difference(saved, self.source.fingerprint, getattr(self.source, "defaults", None)):
+      raise InputError(f"the state of the data was saved with {text}; continue with the same settings")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= len(self.source):
-      raise InputError(f"the state of the data has next {index!r}, wanted a number of batches up to {len(self.source)}")
+      raise InputError(f"the state of the data has next {index!r}; it must be a batch number up to {len(self.source)}")
     self._restart(index)
 
   def close(self) -> None:
     """Ends threads and worker processes; the next batch starts them again."""
-    batches, self._batches = self._batches, None
-    if batches is not None:
-      batches.close()
+    self._batches = None
+    if self._close is not None:
+      self._close()
 
   def __enter__(self):
     return self
@@ -182,13 +186,7 @@ class Batches:
   def __exit__(self, *_):
     self.close()
 
-  def __del__(self):
-    if getattr(self, "_batches", None) is not None:
-      self.close()
 
-
-def _difference(name, theirs, ours) -> str:
-  if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-    key = next(key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key))
-    return _difference(key, theirs.get(key), ours.get(key))
-  return f"{name} {theirs}, and this has {ours}"
+def _close(batches) -> None:
+  with contextlib.suppress(Exception):  # of workers that never started
+    batches.close()

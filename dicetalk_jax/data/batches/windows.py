@@ -1,4 +1,4 @@
-"""Windows of an encoded clip: where they begin, what is in them, and how they are augmented."""
+"""Windows of an encoded clip: start, content and augmentation."""
 
 import dataclasses
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from dicetalk_jax.data.encode.record import EncodedClip
 
-# A frame sees the positions from four before its own (see inference.conditions.frame_windows).
+# A window starts four positions before its frame (see inference.conditions.frame_windows).
 _POSITIONS_BEFORE = 4
 
 
 def speech_windows(states: np.ndarray, frames: np.ndarray, positions: int) -> np.ndarray:
-  """States (2n, layers + 1, d) at 50 Hz, frames (f,) at 25 fps -> what each sees (f, positions, layers + 1, d).
+  """States (2n, layers + 1, d) at 50 Hz and frames (f,) at 25 fps -> windows (f, positions, layers + 1, d).
 
-  The frame i sees positions 2i - 4 up to 2i - 4 + `positions`, zeros outside the clip: for every second frame the
+  Frame i gets positions 2i - 4 to 2i - 4 + `positions`, zeros outside the clip. For every second frame these are the
   windows of `inference.conditions.frame_windows`.
   """
   wanted = 2 * frames[:, None] - _POSITIONS_BEFORE + np.arange(positions)
@@ -23,15 +23,15 @@ def speech_windows(states: np.ndarray, frames: np.ndarray, positions: int) -> np
 
 
 def speech_at_25(states: np.ndarray) -> np.ndarray:
-  """States (2n, layers + 1, d) at 50 Hz -> the last ones averaged in pairs (n, d) float32."""
+  """States (2n, layers + 1, d) at 50 Hz -> those of the last layer averaged in pairs (n, d) float32, 25 Hz."""
   last = states[:, -1].astype(np.float32)
   return last.reshape(-1, 2, last.shape[-1]).mean(axis=1)  # (2n, d) -> (n, 2, d) -> (n, d)
 
 
 def starts(length: int, span: int, count: int, rng) -> np.ndarray:
-  """Where `count` windows of `span` frames begin in a clip: disjoint if they fit, otherwise each in a part of its own.
+  """First frames of `count` windows of `span` frames in a clip: disjoint if they fit, else each in its own part.
 
-  Without a generator they are spread evenly, a single one is in the middle.
+  Without a generator the windows are spread evenly; a single one is in the middle.
   """
   free = max(0, length - span)
   if rng is None:
@@ -44,7 +44,7 @@ def starts(length: int, span: int, count: int, rng) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-  """What the emotion is told from, at 25 Hz, float32: expression (n, 64), speech (n, d), of 0 rows where not known."""
+  """Input of the emotion embedder at 25 Hz, float32: expression (n, 64), speech (n, d); 0 rows when unknown."""
 
   expression: np.ndarray
   speech: np.ndarray
@@ -61,16 +61,16 @@ class Sequences:
     return self.expression.nbytes + self.speech.nbytes
 
   def window(self, times: np.ndarray) -> dict[str, np.ndarray]:
-    """Both at times (f,) in frames, interpolated, zero and masked after the end."""
-    inside, found = times <= len(self) - 1, {}
+    """Both at times (f,) in frames, interpolated; zero and masked after the end."""
+    inside, window = times <= len(self) - 1, {}
     for name, sequence in (("expression", self.expression), ("speech", self.speech)):
       known = inside & (len(sequence) > 0)
-      found |= {name: _at(sequence, times) * known[:, None], f"{name}_mask": known}
-    return found
+      window |= {name: _at(sequence, times) * known[:, None], f"{name}_mask": known}
+    return window
 
 
 def _at(sequence: np.ndarray, times: np.ndarray) -> np.ndarray:
-  """Linear interpolation of (n, d) at times (f,) -> (f, d) float32; the last row after the end, zeros of 0 rows."""
+  """Linear interpolation of (n, d) at times (f,) -> (f, d) float32: the last row after the end, zeros for n = 0."""
   sequence = sequence if len(sequence) else np.zeros((1, sequence.shape[1]), np.float32)
   times = np.minimum(times, len(sequence) - 1)
   before = np.floor(times).astype(int)
@@ -80,12 +80,14 @@ def _at(sequence: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def jittered(expression: np.ndarray, mask: np.ndarray, jitter: float, rng) -> np.ndarray:
+  """Adds noise to the frames in `mask`, `jitter` standard deviations of each coefficient within them."""
   scale = jitter * expression[mask].std(axis=0)
   noise = rng.standard_normal(expression.shape, np.float32)
   return expression + noise * scale * mask[:, None]
 
 
 def jittered_box(box, most_scale: float, most_shift: float, rng) -> np.ndarray:
+  """A box x, y, w, h scaled and shifted at random, as (4,) float32; unchanged without a generator."""
   x, y, w, h = map(float, box)
   if rng is not None:
     scale = 1 + most_scale * rng.uniform(-1, 1)

@@ -24,6 +24,8 @@ from dicetalk_jax.media.video import open_video
 from dicetalk_jax.vocabulary import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 _SMALLEST_SIZE = 32
+# Frames at 25 a second from one search for faces to the next.
+DETECT_EVERY = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,6 @@ class PrepareConfig:
   shortest: float = 1.0
   """Seconds; a shorter clip is left out."""
 
-  crf: float = 12.0
-  """H.264's quality; lower is better and larger."""
-
-  detect_every: int = 5
-  """Frames at 25 a second from one look for the face to the next."""
-
   smallest_face: int = 64
   """Least width and height of a face, in pixels of the file."""
 
@@ -56,10 +52,6 @@ class PrepareConfig:
         f"clips of {self.shortest:g} to {self.longest:g} s cannot be cut: the shortest must last a frame "
         "and the longest at least twice the shortest"
       )
-    if not 0 <= self.crf <= 51:
-      raise InputError(f"crf must be from 0 to 51; this is {self.crf:g}")
-    if self.detect_every < 1:
-      raise InputError(f"detect_every must be at least 1 frame; this is {self.detect_every}")
 
 
 def prepare(
@@ -91,7 +83,7 @@ def prepare(
         continue
       pictures = itertools.islice(shown, part.count)
       try:
-        frames, _ = encode_frames((cut(picture.pixels, part.crop, config.size) for picture in pictures), config.crf)
+        frames, _ = encode_frames(cut(picture.pixels, part.crop, config.size) for picture in pictures)
       except InputError as error:
         # What comes later in the file cannot be reached either.
         yield from (Rejected(left.clip, left.reason or str(error)) for left in parts[index:])
@@ -198,7 +190,7 @@ def _look(source: Source, config: PrepareConfig, detector: FaceDetector) -> _Loo
     look.shown.add(picture)
     if picture.time >= due - STAMP_TOLERANCE:
       look.faces.append((picture.time, detect(picture, detector)))
-      due = max(due, picture.time - STAMP_TOLERANCE) + config.detect_every / FPS
+      due = max(due, picture.time - STAMP_TOLERANCE) + DETECT_EVERY / FPS
   if look is None:
     raise InputError(f"video {source.path} is damaged: no picture in it can be decoded")
   return look

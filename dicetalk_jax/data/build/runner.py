@@ -1,4 +1,4 @@
-"""Builds a set: jobs spread over processes, each finished one kept at once, assembled into shards; resumable."""
+"""Builds a set: jobs in several processes, each result kept as soon as it is complete; a stopped build continues."""
 
 import concurrent.futures
 import contextlib
@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,26 @@ from typing import Any
 from dicetalk_jax.data.index import Index, index_path, row
 from dicetalk_jax.data.records import Clip, Rejected, features
 from dicetalk_jax.data.sets import INFO, Shard, locked, require_space, serialize, shard_name, write_info, write_shard
-from dicetalk_jax.data.settings import Settings
+from dicetalk_jax.data.settings import difference
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
 from dicetalk_jax.vocabulary import FPS
 
 PLAN = "build.json"
 REPORT = "rejected.csv"
-# A shard is what an encoding that is killed does again; a folder of many thousand files helps nobody.
+# Encoding restarts at the last finished shard, so shards are small; but thousands of files help nobody.
 LEAST_JOBS_PER_SHARD, MOST_SHARDS = 16, 4096
-# A job's clips, kept from when they are made until their shard is whole.
+# Clips of a job, until their shard is complete.
 _PARTS = "parts"
 _SHARDS = "shards"
-_DIED = "the process that read it died, twice: the file is damaged in a way that breaks the decoder"
+_CRASHED = "the process that read it died twice: the file is damaged in a way that crashes the decoder"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What one call makes clips of: a file, or a person and a sentence.
+  """Input of one call that makes clips: a file, or a person and a sentence.
 
-  name: unique; work: what can be pickled; state: of the files that it reads, so that one which was left out is tried
-  again when it has been mended; labels: what is known of it beforehand, which a folder is bound to.
+  name: unique; work: picklable; state: of the files that it reads, so that a rejected file is read again once it has
+  changed; labels: what is known of it beforehand, which must not change while a folder is built.
   """
 
   name: str
@@ -53,7 +53,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What a finished build holds: clips and seconds of each split, and what was left out, and why."""
+  """Result of a build: clips and seconds of each split, and the rejected clips with reasons."""
 
   folder: Path
   clips: dict[str, int]
@@ -65,7 +65,7 @@ class Report:
     for split, count in self.clips.items():
       lines.append(f"  {split}: {count} clips, {self.seconds[split] / 60:.1f} minutes")
       if not count:
-        lines.append(f"  WARNING: nothing of the {split} split could be used; hold out others, or mend its files")
+        lines.append(f"  WARNING: nothing of the {split} split could be used; hold out others, or repair its files")
     if self.rejected:
       lines.append(f"  left out: {len(self.rejected)}, listed with the reason in {self.folder / REPORT}, such as")
       lines += [f"    {rejected.clip}: {rejected.reason}" for rejected in self.rejected[:5]]
@@ -77,69 +77,75 @@ def build(
   name: str,
   jobs: Sequence[Job],
   make: Callable[[Any], Iterable[Clip | Rejected]],
-  settings: dict,
+  settings: Mapping,
   rejected: Sequence[Rejected] = (),
   workers: int | None = None,
   progress: Callable[[str, int, int], None] | None = None,
   description: str = "",
+  defaults: Mapping | None = None,
 ) -> Report:
   """Makes the clips of all jobs and writes them as the TFDS dataset `name` into `folder`; finished work is kept.
 
-  make(job.work) runs in other processes (so it must be importable there), `workers` of them (default: one a core).
-  settings: all that decides what is made, as JSON; a folder begun with others, or with other jobs, is refused. One
-  that lacks some of a `Settings` was begun with their defaults.
-  rejected: what was left out before, for the report. Raises InputError for a folder that is in use or begun with
-  something else, and OutputError where the disk is full: the same call goes on from there.
+  make(job.work) runs in `workers` processes (default: one for each core), so it must be importable there. settings: all
+  that determines the clips, as JSON; a folder with other settings or jobs is refused. defaults: values of settings that
+  an older folder may lack. rejected: files left out before, for the report. Raises InputError for a folder that is in
+  use or holds something else, and OutputError when the disk is full; the same call then continues.
   """
   if workers is not None and workers < 1:
-    raise InputError(f"{workers} workers cannot work; give at least 1")
+    raise InputError(f"{workers} workers cannot build a set; give at least 1")
   if folder.exists() and not folder.is_dir():
     raise InputError(f"{folder} is a file; give the name of a folder for the set")
   _check_empty(folder)
   jobs = sorted(jobs, key=lambda job: (job.split, job.name))
-  if len({job.name for job in jobs}) != len(jobs):
-    twice = next(a.name for a, b in itertools.pairwise(jobs) if a.name == b.name)
-    raise InputError(f"two files of the set have the same name {twice}; rename one")
+  for one, other in itertools.pairwise(sorted(job.name for job in jobs)):
+    if one == other:
+      raise InputError(f"two files of the set have the same name {one}; rename one")
   try:
     with locked(folder):
-      _check_plan(folder, name, jobs, settings)
-      shards = _shards(folder, name, jobs)
-      if not all(shard.finished for shard in shards):
-        # A set that is being made again is not one until it is whole.
-        (folder / INFO).unlink(missing_ok=True)
-      todo = [job for shard in shards if not shard.finished for job in shard.jobs if not shard.made(job)]
-      total, done = len(jobs), len(jobs) - len(todo)
-      if progress:
-        progress("making clips", done, total)
-      for shard in shards:
-        shard.assemble_if_complete()
-      where = {job.name: shard for shard in shards for job in shard.jobs}
-      with contextlib.closing(_run(todo, make, where, workers)) as made:
-        for job in made:
-          done += 1
-          if progress:
-            progress("making clips", done, total)
-          where[job.name].assemble_if_complete()
-      report = _report(folder, shards, rejected)
-      if not any(report.clips.values()):
-        first = f"; the first: {report.rejected[0].clip}: {report.rejected[0].reason}" if report.rejected else ""
-        raise InputError(f"none of {total} files made a clip, see {folder / REPORT}{first}")
-      splits = {shard.split: [other for other in shards if other.split == shard.split] for shard in shards}
-      for split, inside in splits.items():
-        Index.join([shard.contents() for shard in inside]).save(index_path(folder, split))
-      summaries = {split: [shard.summary for shard in inside] for split, inside in splits.items()}
-      write_info(folder, name, features(), summaries, description)
-      shutil.rmtree(folder / _PARTS, ignore_errors=True)
-      return report
+      _check_plan(folder, name, jobs, settings, defaults)
+      return _build(folder, name, jobs, make, rejected, workers, progress, description)
   except OSError as error:
     raise OutputError(
-      f"{folder} cannot be written ({error.strerror or error}); what was finished stays valid: make space or mend the "
+      f"{folder} cannot be written ({error.strerror or error}); finished clips are kept: make space or repair the "
       "folder, and run the same command again"
     ) from error
 
 
+def _build(folder, name, jobs, make, rejected, workers, progress, description) -> Report:
+  shards = _shards(folder, name, jobs)
+  if not all(shard.finished for shard in shards):
+    # Until it is complete again, the folder is not a set.
+    (folder / INFO).unlink(missing_ok=True)
+  todo = [job for shard in shards if not shard.finished for job in shard.jobs if not shard.has(job)]
+  done, shard_of = len(jobs) - len(todo), {job.name: shard for shard in shards for job in shard.jobs}
+  if progress:
+    progress("making clips", done, len(jobs))
+  for shard in shards:
+    shard.assemble()
+  with contextlib.closing(_run(todo, make, shard_of, workers)) as finished:
+    for job in finished:
+      done += 1
+      if progress:
+        progress("making clips", done, len(jobs))
+      shard_of[job.name].assemble()
+  report = _report(folder, shards, rejected)
+  if not any(report.clips.values()):
+    first = f"; the first: {report.rejected[0].clip}: {report.rejected[0].reason}" if report.rejected else ""
+    raise InputError(f"none of {len(jobs)} files made a clip, see {folder / REPORT}{first}")
+  summaries = {}
+  for split in dict.fromkeys(shard.split for shard in shards):
+    facts = [shard.facts for shard in shards if shard.split == split]
+    Index.of_rows(row for fact in facts for row in fact["rows"]).save(index_path(folder, split))
+    summaries[split] = [Shard(len(fact["rows"]), fact["bytes"]) for fact in facts]
+  write_info(folder, name, features(), summaries, description)
+  shutil.rmtree(folder / _PARTS, ignore_errors=True)
+  return report
+
+
 @dataclasses.dataclass(frozen=True)
 class _Shard:
+  """A file of the set. Each job leaves a zip file in `parts`; when all are there, they become the file."""
+
   folder: Path
   name: str
   split: str
@@ -152,52 +158,46 @@ class _Shard:
     return self.folder / shard_name(self.name, self.split, self.index, self.count)
 
   @property
-  def facts(self) -> Path:
-    """What the shard holds; it exists only when the shard is whole."""
+  def _facts_path(self) -> Path:
     return self.folder / _SHARDS / f"{self.split}-{self.index:05d}.json"
 
   @property
-  def parts(self) -> Path:
+  def facts(self) -> dict:
+    """What the shard holds; the file exists only when the shard is complete."""
+    return json.loads(self._facts_path.read_text())
+
+  @property
+  def _parts(self) -> Path:
     return self.folder / _PARTS / f"{self.split}-{self.index:05d}"
 
   def part(self, job: Job) -> Path:
-    return self.parts / f"{hashlib.sha256(job.name.encode()).hexdigest()[:24]}.zip"
+    return self._parts / f"{hashlib.sha256(job.name.encode()).hexdigest()[:24]}.zip"
 
   @property
   def finished(self) -> bool:
     try:
-      facts = json.loads(self.facts.read_text())
-      same = self.path.stat().st_size == facts["file_bytes"]
+      facts = self.facts
+      return self.path.stat().st_size == facts["file_bytes"] and _unchanged(facts, self.jobs)
     except (OSError, ValueError, KeyError):
       return False
-    return same and all(job.state == facts["left_out"].get(job.name, job.state) for job in self.jobs)
 
-  def made(self, job: Job) -> bool:
-    """Whether a job's part is there, and, where clips were left out of it, of the files as they are now."""
-    if not self.part(job).exists():
+  def has(self, job: Job) -> bool:
+    """Whether a job's part is complete, and its files are unchanged if clips of them were rejected."""
+    part = self.part(job)
+    if not part.exists():
       return False
     try:
-      with zipfile.ZipFile(self.part(job)) as part:
-        facts = json.loads(part.read("facts.json"))
+      with zipfile.ZipFile(part) as stored:
+        if _unchanged(json.loads(stored.read("facts.json")), [job]):
+          return True
     except (zipfile.BadZipFile, KeyError, ValueError):
-      facts = {"left_out": {job.name: None}}
-    if facts["left_out"].get(job.name, job.state) == job.state:
-      return True
-    self.part(job).unlink()
+      pass
+    part.unlink()
     return False
 
-  @property
-  def summary(self) -> Shard:
-    facts = json.loads(self.facts.read_text())
-    return Shard(facts["records"], facts["bytes"])
-
-  def contents(self) -> Index:
-    return Index.of_rows(json.loads(self.facts.read_text())["rows"])
-
-  def assemble_if_complete(self):
-    if self.finished:
-      return
-    if not all(self.part(job).exists() for job in self.jobs):
+  def assemble(self) -> None:
+    """Writes the file if all parts are there."""
+    if self.finished or not all(self.part(job).exists() for job in self.jobs):
       return
     self.path.unlink(missing_ok=True)
     facts = {"rows": [], "rejected": [], "left_out": {}}
@@ -205,17 +205,21 @@ class _Shard:
     def examples() -> Iterator[bytes]:
       for job in self.jobs:
         with zipfile.ZipFile(self.part(job)) as part:
-          found = json.loads(part.read("facts.json"))
-          facts["rows"] += found["rows"]
-          facts["rejected"] += found["rejected"]
-          facts["left_out"] |= found["left_out"]
-          for i in range(len(found["rows"])):
+          inside = json.loads(part.read("facts.json"))
+          facts["rows"] += inside["rows"]
+          facts["rejected"] += inside["rejected"]
+          facts["left_out"] |= inside["left_out"]
+          for i in range(len(inside["rows"])):
             yield part.read(str(i))
 
-    shard = write_shard(self.path, examples())
-    facts |= {"records": shard.records, "bytes": shard.bytes, "file_bytes": self.path.stat().st_size}
-    _write_json(self.facts, facts)
-    shutil.rmtree(self.parts, ignore_errors=True)
+    facts["bytes"] = write_shard(self.path, examples()).bytes
+    _write_json(self._facts_path, facts | {"file_bytes": self.path.stat().st_size})
+    shutil.rmtree(self._parts, ignore_errors=True)
+
+
+def _unchanged(facts: dict, jobs: Iterable[Job]) -> bool:
+  """Whether the files of rejected clips are as they were."""
+  return all(job.state == facts["left_out"].get(job.name, job.state) for job in jobs)
 
 
 def _shards(folder, name, jobs) -> list[_Shard]:
@@ -228,8 +232,8 @@ def _shards(folder, name, jobs) -> list[_Shard]:
   return shards
 
 
-def _check_plan(folder, name, jobs, settings):
-  """Binds a folder to what it is built of."""
+def _check_plan(folder, name, jobs, settings, defaults):
+  """Refuses a folder that was started with another set, other settings or other jobs."""
   lines = [f"{job.split} {job.name} {job.labels}".rstrip() for job in jobs]
   listed = hashlib.sha256("\n".join(lines).encode()).hexdigest()
   plan = {"name": name, "settings": json.loads(json.dumps(settings)), "files": len(jobs), "listed": listed}
@@ -239,43 +243,27 @@ def _check_plan(folder, name, jobs, settings):
     return
   try:
     begun = json.loads(path.read_text())
-  except ValueError:
+    settings_then = begun["settings"]
+  except (ValueError, KeyError):
     raise InputError(f"{path} is damaged; delete {folder} and build it again") from None
-  if isinstance(settings, Settings) and isinstance(begun.get("settings"), dict):
-    begun["settings"] = settings.completed(begun["settings"])
-  if begun == plan:
-    return
   if begun.get("name") != name:
-    difference = f"the set {begun.get('name')}, this is {name}"
-  elif begun.get("settings") != plan["settings"]:
-    old, new = begun.get("settings", {}), plan["settings"]
-    difference = _difference(old, new)
-  else:
-    difference = f"{begun.get('files')} files, this finds {len(jobs)}, or they have other names, splits or labels"
-  raise InputError(f"{folder} was begun with {difference}; run it as before, or give a new folder")
+    text = f"the set {begun.get('name')}, and this is {name}"
+  elif not (text := difference(settings_then, plan["settings"], defaults)):
+    if begun.get("listed") == listed:
+      return
+    text = f"{begun.get('files')} files, and there are {len(jobs)} now, or their names, splits or labels have changed"
+  raise InputError(f"{folder} was started with {text}; run the command as before, or give a new folder")
 
 
 def _check_empty(folder):
-  """Refuses a folder of other things, before anything is written into it."""
+  """Refuses a folder with other things in it before anything is written."""
   if not folder.exists() or (folder / PLAN).exists():
     return
-  others = sorted(found.name for found in folder.iterdir() if found.name not in (".lock", _PARTS, _SHARDS))
+  others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", _PARTS, _SHARDS))
   if INFO in others:
     raise InputError(f"{folder} holds another data set; give a new folder")
   if others:
     raise InputError(f"{folder} is not empty (it holds {', '.join(others[:3])}); give a new folder")
-
-
-def _difference(old, new) -> str:
-  key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-  if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-    return _difference(old[key], new[key])
-  return f"{key} {_shown(old.get(key))}, this has {_shown(new.get(key))}"
-
-
-def _shown(value) -> str:
-  text = json.dumps(value)
-  return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _write_json(path: Path, value):
@@ -288,47 +276,46 @@ def _write_json(path: Path, value):
 def _report(folder, shards, rejected) -> Report:
   clips, seconds, left_out = {}, {}, list(rejected)
   for shard in shards:
-    facts = json.loads(shard.facts.read_text())
-    clips[shard.split] = clips.get(shard.split, 0) + facts["records"]
-    seconds[shard.split] = seconds.get(shard.split, 0.0) + float(shard.contents().num_frames.sum()) / FPS
-    left_out += [Rejected(*found) for found in facts["rejected"]]
-  with (folder / REPORT).open("w", newline="") as file:
+    facts, split = shard.facts, shard.split
+    index = Index.of_rows(facts["rows"])
+    clips[split] = clips.get(split, 0) + len(index)
+    seconds[split] = seconds.get(split, 0.0) + float(index.num_frames.sum()) / FPS
+    left_out += [Rejected(*fields) for fields in facts["rejected"]]
+  with (folder / REPORT).open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(["clip", "reason"])
-    writer.writerows([found.clip, found.reason] for found in left_out)
+    writer.writerows([rejected.clip, rejected.reason] for rejected in left_out)
   return Report(folder, clips, seconds, tuple(left_out))
 
 
-def _run(jobs, make, shards, workers) -> Iterator[Job]:
-  """Runs jobs in processes and yields each when its part is on disk."""
+def _run(jobs, make, shard_of, workers) -> Iterator[Job]:
+  """Runs jobs in processes; yields each when its part is on disk."""
   workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
   waiting = list(reversed(jobs))
   suspects: list[Job] = []
   while waiting or suspects:
-    # After a process died nobody knows whose fault it was: the jobs it may have been run one by one.
+    # When a process dies, it is not known which job crashed it: all that may have run are repeated one by one.
     alone = bool(suspects)
     queue = [suspects.pop()] if alone else waiting
     running: dict[concurrent.futures.Future, Job] = {}
     try:
       with _pool(1 if alone else workers) as pool:
         while queue or running:
-          # So few ahead that a fault concerns few.
+          # Few jobs ahead, so that a crash concerns few.
           while queue and len(running) < 2 * workers:
             job = queue.pop()
-            part = shards[job.name].part(job)
             with _interrupts_held():
-              running[pool.submit(_make_part, make, job, part)] = job
+              running[pool.submit(_make_part, make, job, shard_of[job.name].part(job))] = job
           done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
           for future in done:
             future.result()
             yield running.pop(future)
     except BrokenProcessPool:
       for job in running.values():
-        part = shards[job.name].part(job)
+        part = shard_of[job.name].part(job)
+        if alone and not part.exists():
+          _write_part(part, [Rejected(job.name, _CRASHED)], job)
         if part.exists():
-          yield job
-        elif alone:
-          _write_part(part, [Rejected(job.name, _DIED)], job)
           yield job
         else:
           suspects.append(job)
@@ -336,12 +323,12 @@ def _run(jobs, make, shards, workers) -> Iterator[Job]:
 
 @contextlib.contextmanager
 def _interrupts_held():
-  """Ctrl-C waits, and processes that start meanwhile never get it: it is the parent's to take.
+  """Delays Ctrl-C, and hides it from processes that start meanwhile: the parent alone handles it.
 
-  A process that is left when half started complains of it at length.
+  A process that is interrupted while it starts prints a traceback.
   """
   came = []
-  # What is blocked is inherited; but Python hears of a signal that any of its threads got, in the main one.
+  # Blocked signals are inherited; but Python runs a handler in the main thread whichever thread got the signal.
   main = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None
   handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if main else None
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -358,14 +345,14 @@ def _interrupts_held():
 @contextlib.contextmanager
 def _pool(workers):
   others = set(multiprocessing.active_children())
-  # Spawned: a fork of a process with threads (JAX, FFmpeg) may never run.
+  # Spawned, because a fork of a process with threads (JAX, FFmpeg) may hang.
   pool = concurrent.futures.ProcessPoolExecutor(
     workers, mp_context=multiprocessing.get_context("spawn"), initializer=begin_worker
   )
   try:
     yield pool
   except BaseException:
-    # A part is whole or not there, so that nothing is lost; and nobody waits for what is not wanted any more.
+    # Nothing is lost: a part is complete or does not exist.
     for worker in set(multiprocessing.active_children()) - others:
       worker.kill()
     pool.shutdown(wait=False, cancel_futures=True)
@@ -374,10 +361,10 @@ def _pool(workers):
 
 
 def begin_worker():
-  """What a process does first that makes clips: it ends with its parent, and computes with one thread."""
-  # A killed parent tells nobody: without this its workers would wait for it for ever.
+  """Initialises a process that makes clips: it ends with its parent, and computes in one thread."""
+  # Without this the workers of a killed parent would wait for it forever.
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  # A process a core already: libraries that start a thread a core each would only get in each other's way.
+  # There is a process for each core already.
   import cv2
   import threadpoolctl
 
@@ -400,19 +387,19 @@ def _make_part(make, job: Job, path: Path):
     raise
 
 
-def _write_part(path: Path, made: Iterable[Clip | Rejected], job: Job):
+def _write_part(path: Path, results: Iterable[Clip | Rejected], job: Job):
   record = features()
   facts = {"rows": [], "rejected": [], "left_out": {}}
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
   try:
     with zipfile.ZipFile(partial, "w") as part:
-      for item in made:
-        if isinstance(item, Rejected):
-          facts["rejected"].append((item.clip, item.reason))
+      for result in results:
+        if isinstance(result, Rejected):
+          facts["rejected"].append((result.clip, result.reason))
           facts["left_out"][job.name] = job.state
           continue
-        example = dataclasses.replace(item, split=job.split).example()
+        example = dataclasses.replace(result, split=job.split).example()
         encoded = serialize(record, example)
         require_space(path.parent, len(encoded))
         part.writestr(str(len(facts["rows"])), encoded)

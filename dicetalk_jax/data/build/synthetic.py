@@ -1,26 +1,27 @@
-"""The drawn world as a set: people who exist in no photograph, each saying sentences with every emotion and level."""
+"""The drawn world as a set: drawn people who say sentences with every emotion and level."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
 from dicetalk_jax.data.build.layout import Listing
 from dicetalk_jax.data.build.runner import Job
 from dicetalk_jax.data.records import Clip, encode_frames
-from dicetalk_jax.data.settings import Settings
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.vocabulary import EMOTIONS, LEVELS, SAMPLES_PER_FRAME
 
 _LARGEST = 1024
-# People of a seed are numbered from here; those of the test split from further up, so that no size of a set mixes them.
+# Quality of the H.264 frames: lower is better and larger.
+_CRF = 10.0
+# Numbers of people for each seed, and the first of the test split, so that no size of a set mixes the two.
 _PEOPLE_PER_SEED, _FIRST_TEST = 1_000_000, 500_000
 # Neutral has one level.
 _SCENES_IN_ALL = 1 + (len(EMOTIONS) - 1) * len(LEVELS)
-# What a random draw is for: no two share their numbers.
+# Keys of the random numbers.
 _SCENES, _CUT, _VOICES = 101, 102, 103
 
 
@@ -36,7 +37,7 @@ def test_person(seed: int, i: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """One clip to draw: who says what, how."""
+  """One clip to draw."""
 
   clip: str
   person: int
@@ -51,47 +52,43 @@ class Scene:
 class SyntheticLayout:
   """The drawn world: no files are read."""
 
-  name: ClassVar[str] = "synthetic"
-  description: ClassVar[str] = "Drawn people speaking with eight emotions at three levels; every factor is known."
+  name = "synthetic"
+  description = "Drawn people speaking with eight emotions at three levels; every factor is known."
 
   people: int = 40
-  """Of the train split."""
+  """People in the train split."""
 
   test_people: int = 8
-  """Of the test split: other people, who say other sentences."""
+  """People in the test split, who say other sentences."""
 
   takes: int = 2
-  """Sentences of each person with each emotion and level (22 of these: neutral has one level)."""
+  """Sentences of each person with each emotion and level (22 pairs: neutral has one level)."""
 
   scenes: int | None = None
-  """Of each person only so many of the 22, every emotion before any comes again; none: all. Many people of a few clips
-  each teach how faces differ; few people with all clips are soon known by heart."""
+  """Draw only so many of the 22 pairs of each person, every emotion once before any comes twice. Default: all. Many
+  people with few clips teach how faces differ; few people with all clips are soon memorised."""
 
   min_level: int = LEVELS[0]
-  """Emotions are drawn with this level and above, 3: the highest alone; neutral, which has no other, always."""
+  """Draw emotions at this level and higher; 3 is the highest. Neutral has one level and is always drawn."""
 
   longest: int | None = None
-  """Frames: of a longer clip so many are drawn, from a random one on, with their sound; none: all."""
+  """Draw at most so many frames of a clip, from a random frame on, with their sound. Default: all."""
 
   voices: Literal["own", "any"] = "own"
-  """any: a voice has an emotion and a level of its own, drawn for each clip, so that what the face shows can be learnt
-  from the emotion alone and not from the sound. Real voices mostly agree with their faces."""
+  """own: the voice has the emotion of the face, as in most recordings. any: the voice of each clip has a random emotion
+  and level, so that the face's emotion cannot be learnt from the sound."""
 
   size: int = 128
   """Width and height in pixels."""
 
   labelled: bool = True
-  """Write emotion and level; without them the set stands for the regular videos of training."""
+  """Write emotion and level. A set without them serves as the regular videos of training."""
 
   seed: int = 0
-  """Another seed draws other people."""
-
-  crf: float = 10.0
-  """Quality of the H.264 frames; less is better and larger."""
+  """Seed of the people: another seed draws other people."""
 
   def listing(self, root: Path | None = None) -> Listing:
-    """Raises InputError for numbers that make no set."""
-    del root
+    """The scenes as jobs; InputError for settings out of range. Nothing is read from `root`."""
     for name, low, high in (("people", 1, _FIRST_TEST), ("test_people", 0, _FIRST_TEST), ("takes", 1, 10_000)):
       value = getattr(self, name)
       if not low <= value <= high:
@@ -123,7 +120,7 @@ class SyntheticLayout:
     from dicetalk_jax.world.sentences import sentences
 
     spoken = sentences(split)
-    for emotion, level in self._felt(person):
+    for emotion, level in self._pairs(person):
       choice = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level])
       chosen = choice.permutation(len(spoken))
       for take in range(self.takes):
@@ -133,18 +130,18 @@ class SyntheticLayout:
 
   def _voice(self, person, emotion, level, take) -> tuple[str, int]:
     rng = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level, take, _VOICES])
-    heard = EMOTIONS[rng.integers(len(EMOTIONS))]
-    return heard, LEVELS[0] if heard == "neutral" else int(rng.choice(LEVELS))
+    voice = EMOTIONS[rng.integers(len(EMOTIONS))]
+    return voice, LEVELS[0] if voice == "neutral" else int(rng.choice(LEVELS))
 
-  def _felt(self, person) -> list[tuple[str, int]]:
-    """The emotions and levels that a person is drawn with."""
+  def _pairs(self, person) -> list[tuple[str, int]]:
+    """The emotions and levels of a person's clips."""
     strong = tuple(level for level in LEVELS if level >= self.min_level)
     levels = {emotion: LEVELS[:1] if emotion == "neutral" else strong for emotion in EMOTIONS}
     every = [(emotion, level) for emotion in EMOTIONS for level in levels[emotion]]
     if self.scenes is None:
       return every
     rng = np.random.default_rng([self.seed, person, _SCENES])
-    # Rounds in which each emotion comes once, with a level that it has not had.
+    # Rounds in which each emotion comes once, at a new level.
     orders = {emotion: rng.permutation(levels[emotion]) for emotion in EMOTIONS}
     rounds = [
       (EMOTIONS[i], int(orders[EMOTIONS[i]][turn]))
@@ -154,23 +151,18 @@ class SyntheticLayout:
     ]
     return sorted(rounds[: self.scenes], key=every.index)
 
-  def check(self, root, jobs) -> None:
-    """Nothing outside is read that could be wrong."""
-
   def make(self) -> Callable:
-    return functools.partial(_draw, self.size, self.crf, self.labelled, self.longest)
-
-  def settings(self) -> Settings:
-    return Settings(self)
+    """The function of a job's work."""
+    return functools.partial(_draw, self.size, self.labelled, self.longest)
 
 
-def _draw(size, crf, labelled, longest, scene: Scene) -> Iterator[Clip]:
+def _draw(size, labelled, longest, scene: Scene) -> Iterator[Clip]:
   from dicetalk_jax.world.drawing import perform
   from dicetalk_jax.world.renderer import render
 
   clip = perform(scene.person, scene.emotion, scene.level, scene.sentence, scene.take, size, scene.voice)
   shown = _shown(scene, len(clip.parameters), longest)
-  frames, count = encode_frames(render(clip.identity, clip.parameters[shown], size), crf)
+  frames, count = encode_frames(render(clip.identity, clip.parameters[shown], size), _CRF)
   yield Clip(
     clip=scene.clip,
     source=SyntheticLayout.name,
@@ -191,7 +183,7 @@ def _draw(size, crf, labelled, longest, scene: Scene) -> Iterator[Clip]:
 
 
 def _shown(scene: Scene, frames: int, longest: int | None) -> slice:
-  """Which frames of a clip are drawn."""
+  """The frames of a clip that are drawn."""
   if longest is None or frames <= longest:
     return slice(0, frames)
   rng = np.random.default_rng([*scene.clip.encode(), _CUT])

@@ -1,4 +1,4 @@
-"""TFDS builders of the sets: `tfds`' own names over layouts and the resumable build.
+"""TFDS builders of the sets: the interface of `tfds` to the layouts and the resumable build.
 
 builder = Mead(data_dir="data")
 builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir="/sets/MEAD"))
@@ -20,6 +20,7 @@ from dicetalk_jax.data.build.runner import Report, build
 from dicetalk_jax.data.build.synthetic import SyntheticLayout
 from dicetalk_jax.data.build.voxceleb2 import Voxceleb2Layout
 from dicetalk_jax.data.sets import VERSION
+from dicetalk_jax.data.settings import as_json
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import expanded
 
@@ -33,31 +34,31 @@ def build_set(
   workers: int | None = None,
   progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
-  """Builds the set of a layout (one of LAYOUTS, with its settings) from `root` into `folder`, or goes on with it.
+  """Builds the set of a layout (one of LAYOUTS, with its settings) from `root` into `folder`, or continues a build.
 
-  Raises InputError for a wrong root, a folder in use or begun with something else, and where no clip came of it;
-  OutputError where `folder` cannot be written: what was finished stays valid.
+  Raises InputError for a wrong root, a folder that is in use or was started with something else, and when no clip could
+  be made; OutputError when `folder` cannot be written. Finished clips are kept.
   """
   folder = expanded(folder, "data set").absolute()
   if root is not None and folder.resolve().is_relative_to(expanded(root, "set's folder").resolve()):
-    raise InputError(f"data set {folder} would lie inside {root}, among what it is made of; give another folder")
+    raise InputError(f"data set {folder} lies inside {root}, the folder that it is built from; give another folder")
   listing = layout.listing(root)
-  layout.check(root, listing.jobs)
   return build(
     folder,
     layout.name,
     listing.jobs,
     layout.make(),
-    layout.settings(),
+    as_json(layout),
     rejected=listing.rejected,
     workers=workers,
     progress=progress,
     description=layout.description,
+    defaults=as_json(type(layout)()),
   )
 
 
 class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """What the builders share. `layout`: with other settings than its own defaults."""
+  """Base of the builders. `layout`: the layout with other settings than its defaults."""
 
   VERSION = tfds.core.Version(VERSION)
   LAYOUT: ClassVar[type]
@@ -70,7 +71,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return tfds.core.DatasetInfo(builder=self, features=records.features(), description=self.LAYOUT.description)
 
   def download_and_prepare(self, *, download_config=None, workers=None, progress=None, **_) -> None:
-    """Builds from `download_config.manual_dir` (not needed by `synthetic`); what is finished is not made again."""
+    """Builds from `download_config.manual_dir` (not needed by `synthetic`), or continues a build."""
     root = download_config.manual_dir if download_config else None
     if root is None and self.LAYOUT is not SyntheticLayout:
       root = Path(self._data_dir_root) / "downloads" / "manual" / self.name
@@ -78,10 +79,9 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self.info.read_from_directory(self.data_dir)
 
   def _split_generators(self, dl_manager):
-    raise AssertionError("download_and_prepare builds without it")
+    raise AssertionError("download_and_prepare does not call it")
 
-  def _generate_examples(self):
-    raise AssertionError("download_and_prepare builds without it")
+  _generate_examples = _split_generators
 
 
 class Mead(ClipBuilder):

@@ -1,4 +1,4 @@
-"""The frozen networks over a stream of clips: batches of one shape across clips, decoding ahead of the device."""
+"""The frozen networks over a stream of clips: batches of one shape across clips, frames decoded ahead of the device."""
 
 import collections
 import concurrent.futures
@@ -27,23 +27,23 @@ from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.store import read_item
 
 _NETWORKS = {"all": ("vae", "image_encoder", "audio_encoder"), "audio": ("audio_encoder",)}
-# Of a network only these encode: the VAE's decoder may be another than it was when a set was encoded.
+# Parts of a network that encode: a set stays valid when the VAE's decoder changes.
 _PARTS = {"vae": ENCODING_PARTS}
-# Whisper's positions a chunk of 30 s, at 50 Hz.
+# Whisper's positions in a chunk of 30 s, at 50 Hz.
 _POSITIONS = CHUNK_SAMPLES // 320
-# Batches that the device may have in hand while the next is filled.
+# Batches in flight on the device while the next is filled.
 _RUNNING = 2
 
 
 class Encoders:
-  """VAE, CLIP and Whisper of a weights folder, replicated over this host's devices, each of which takes `batch` frames.
+  """VAE, CLIP and Whisper of a weights folder, replicated over this host's devices with `batch` frames on each.
 
-  what: "all", or "audio" for Whisper alone. Raises WeightsError for weights without them, InputError for a dtype that
-  is none.
+  what: "all", or "audio" for Whisper only. Raises WeightsError for weights without them, InputError for an unknown
+  dtype.
   """
 
   def __init__(self, weights: Weights, what: str, batch: int, dtype: str | None = None):
-    # A CPU's devices, where it plays several, share its cores.
+    # Several CPU devices would share the same cores.
     on_cpu = jax.default_backend() == "cpu"
     devices = jax.local_devices()[:1] if on_cpu else jax.local_devices()
     self.dtype_name = dtype or ("float32" if on_cpu else "bfloat16")
@@ -56,14 +56,14 @@ class Encoders:
     for name in _NETWORKS[what]:
       params = _encoding_part(name, weights.load(name))
       self.fingerprints[name] = fingerprint(params)
-      # Sound is encoded once a clip, in the precision of `inference.pipeline`.
+      # Sound is encoded in the precision of `inference.pipeline`.
       compute = jnp.dtype("float32" if name == "audio_encoder" else self.dtype_name)
       cast = jax.tree.map(lambda leaf, compute=compute: leaf.astype(compute), params)
       self._params[name], self._modules[name] = jax.device_put(cast, everywhere), weights.module(name, compute)
 
   @property
   def sizes(self) -> dict[str, int]:
-    """Of what comes out, for the target's configuration."""
+    """Sizes of the encoded arrays, for encoding.json."""
     whisper = self._modules["audio_encoder"]
     sizes = {"audio_layers": whisper.encoder_layers + 1, "audio_width": whisper.d_model}
     if "vae" in self._modules:
@@ -73,10 +73,10 @@ class Encoders:
     return sizes
 
   def stream(self, places: Iterable[tuple[Records, int]], reference_every: int, threads: int) -> Iterator[EncodedClip]:
-    """Encodes records, each given as a set and a number in it, in order.
+    """Encodes records, each given as (records, number), in order.
 
-    Raises InputError for a record that cannot be read, frames that cannot be decoded, or of a size that the VAE cannot
-    take; it names the file, and all clips before it come first.
+    Raises InputError with the file's name for a record that cannot be read, and for frames that cannot be decoded or
+    have a size that the VAE cannot encode; all clips before it are yielded first.
     """
     encoders = {name: Batcher(self._function(name), batch) for name, batch in self._batches().items()}
     running: collections.deque[_Encoding] = collections.deque()
@@ -90,7 +90,7 @@ class Encoders:
             yield running.popleft().clip()
       except InputError as error:
         failure = error
-    # A clip that cannot be read does not take those before it along.
+    # The clips before a damaged one are finished first.
     for encoder in encoders.values():
       encoder.finish()
     for encoding in running:
@@ -112,15 +112,15 @@ class Encoders:
     downscale = self._modules["vae"].downscale
     if clip.height % downscale or clip.width % downscale:
       raise InputError(
-        f"{where}: its frames of {clip.width}x{clip.height} pixels cannot be encoded, both must be multiples of "
-        f"{downscale}; build the set at another size"
+        f"{where}: its frames are {clip.width}x{clip.height} pixels, and the VAE needs multiples of {downscale}; build "
+        "the set at another size"
       )
     try:
       frames = decode_frames(clip.frames)
     except InputError as error:
       raise InputError(f"{where}: {error}") from error
     if frames.shape != (clip.num_frames, clip.height, clip.width, 3):
-      raise InputError(f"{where}: its frames are {frames.shape}, not those that it says; build the set again")
+      raise InputError(f"{where}: its frames are {frames.shape}, unlike its labels; build the set again")
     reference = np.arange(0, clip.num_frames, reference_every, dtype=np.int32)
     pixels = np.stack([clip_pixels(frames[i]) for i in reference])
     return _Prepared(clip, int(example["emotion"]), mel, frames, reference, pixels)
@@ -134,8 +134,7 @@ class Encoders:
         encoders["vae"].put(frame, functools.partial(encoding.take, ("latents_mean", "latents_logvar"), i))
       for i, picture in enumerate(prepared.pixels):
         encoders["image_encoder"].put(picture, functools.partial(encoding.take, ("image_embedding",), i))
-    # Only what comes out is kept.
-    encoding.forget_inputs()
+    encoding.free_inputs()
     return encoding
 
   def _function(self, name: str) -> Callable[[np.ndarray], tuple]:
@@ -152,7 +151,7 @@ class Encoders:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _latents(module, params, frames):
-  """(b, h, w, 3) uint8 -> mean and log-variance (b, h/8, w/8, 4) float16."""
+  """(b, h, w, 3) uint8 -> mean and log-variance, each (b, h/8, w/8, 4) float16."""
   signed = frames.astype(jnp.float32) / 255 * 2 - 1
   moments = module.apply({"params": params}, signed, method="encode")
   return tuple(part.astype(jnp.float16) for part in moments)
@@ -171,7 +170,7 @@ def _states(module, params, mel):
 
 @dataclasses.dataclass
 class _Prepared:
-  """A clip ready for the networks: log-mel chunks, frames uint8, their reference frames' numbers and CLIP's pixels."""
+  """A clip as input of the networks: log-mel chunks, frames (uint8), numbers of the reference frames, CLIP's pixels."""
 
   clip: Clip
   emotion: int
@@ -182,7 +181,7 @@ class _Prepared:
 
 
 class _Encoding:
-  """A clip whose results are coming in; `missing` counts those that have not."""
+  """A clip whose results arrive one by one; `missing` counts the outstanding ones."""
 
   def __init__(self, prepared: _Prepared, sizes: dict[str, int]):
     self._prepared, clip = prepared, prepared.clip
@@ -196,7 +195,7 @@ class _Encoding:
       self._arrays["image_embedding"] = np.empty((len(prepared.reference), sizes["image_embedding"]), np.float16)
       self.missing += n + len(prepared.reference)
 
-  def forget_inputs(self):
+  def free_inputs(self):
     self._prepared = dataclasses.replace(self._prepared, mel=None, frames=None, pixels=None)
 
   def take(self, names, row: int, *results):
@@ -212,9 +211,9 @@ class _Encoding:
   def clip(self) -> EncodedClip:
     clip = self._prepared.clip
     example = clip.example()
-    kept = ("clip", "source", "split", "identity", "video", "sentence", "expression", "truth")
+    names = ("clip", "source", "split", "identity", "video", "sentence", "expression", "truth")
     return EncodedClip(
-      **{name: example[name] for name in kept},
+      **{name: example[name] for name in names},
       emotion=self._prepared.emotion,
       level=clip.level,
       num_frames=clip.num_frames,
@@ -227,7 +226,7 @@ class _Encoding:
 
 
 class Batcher:
-  """Rows through a function in batches of one shape; each row's results go to its taker when the device has them."""
+  """Applies a function to rows in batches of one shape, and calls each row's `taker` with its results."""
 
   def __init__(self, function: Callable[[np.ndarray], tuple], batch: int):
     self._function, self._batch = function, batch
@@ -236,7 +235,7 @@ class Batcher:
 
   def put(self, row: np.ndarray, taker: Callable) -> None:
     if self._rows and self._rows[0].shape != row.shape:
-      # A batch has one shape; what waits must not hold up its clip until that shape comes again.
+      # Run the rows of the other shape now: more of them may come late or never.
       self._run()
     self._rows.append(row)
     self._takers.append(taker)
@@ -263,7 +262,7 @@ class Batcher:
 
 
 def _ahead(pool, function, items: Iterable, threads: int) -> Iterator:
-  """function over items in order, so many ahead that each thread has one."""
+  """function(item) for items in order, one ahead for each thread."""
   items, waiting = iter(items), collections.deque()
   try:
     for item in itertools.islice(items, threads):
@@ -283,7 +282,7 @@ def check_encoded_with(
 ) -> None:
   """Raises InputError for an encoded folder that was made with other `networks` than those of `weights`.
 
-  What says nothing of how it was encoded is taken as it is. Reads each network that weights and folders share.
+  A folder without encoding.json is accepted. Reads each network that weights and folders share.
   """
   ours = {}
   for folder in folders:
@@ -296,7 +295,7 @@ def check_encoded_with(
         if made_with[name] != ours[name]:
           raise InputError(
             f"{folder} was encoded with another {name.replace('_', ' ')} than that of {weights.folder}; give the "
-            "weights that it was encoded with, or encode it again with these"
+            "weights that it was encoded with, or encode it again"
           )
 
 
@@ -305,7 +304,7 @@ def _encoding_part(name: str, params: Mapping) -> Mapping:
 
 
 def fingerprint(params: Mapping) -> str:
-  """A number of nested parameters that stays the same however they are laid out on disk."""
+  """A hash of nested parameters, independent of their layout on disk."""
   digest = hashlib.sha256()
   for path, leaf in sorted(flatten_dict(params, sep="/").items()):
     array = np.ascontiguousarray(leaf)

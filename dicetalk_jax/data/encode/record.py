@@ -1,4 +1,4 @@
-"""The encoded record: a clip as latents, embeddings and speech states, which is what training reads."""
+"""The encoded record: a clip as latents, embeddings and speech states, as training reads it."""
 
 import dataclasses
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dicetalk_jax.data.index import Index, read_index
+from dicetalk_jax.data.index import Index, as_text, read_index
 from dicetalk_jax.data.sets import INFO, Records
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import expanded
@@ -17,10 +17,10 @@ from dicetalk_jax.vocabulary import EMOTIONS, EXPRESSION_DIM, TRUTH
 CONFIG = "encoding.json"
 FORMAT = "dicetalk_jax encoded clips"
 VERSION = 1
-# "audio" has no pictures: all that the emotion embedder needs, at a small part of the size.
+# "audio" has no latents and embeddings; it is all that the emotion embedder needs, and much smaller.
 WHAT = ("all", "audio")
 _TEXTS = ("clip", "source", "split", "identity", "video", "sentence")
-# What of a record is large, stored as npy bytes.
+# Large arrays, stored as npy bytes.
 LARGE = ("latents_mean", "latents_logvar", "image_embedding", "states")
 
 
@@ -28,10 +28,10 @@ LARGE = ("latents_mean", "latents_logvar", "image_embedding", "states")
 class EncodedClip:
   """One encoded record; n frames at 25 a second.
 
-  states (2n, layers + 1, d) float16: all of Whisper's hidden states at 50 Hz. latents_mean, latents_logvar
-  (n, h/8, w/8, 4) float16: the VAE's, unscaled. reference_index (r,): the frames whose CLIP embeddings are
-  image_embedding (r, d) float16. Those of pictures are None where only the sound was encoded. emotion: index in
-  EMOTIONS, -1 not known; everything else is as in `records.Clip`, expression and truth of 0 rows where not known.
+  states (2n, layers + 1, d) float16: Whisper's hidden states at 50 Hz. latents_mean, latents_logvar (n, h/8, w/8, 4)
+  float16: the VAE's mean and log-variance, unscaled. reference_index (r,) int32: the frames with CLIP embeddings
+  image_embedding (r, d) float16. Latents and embeddings are None when only the sound was encoded. emotion: index in
+  EMOTIONS, -1 when unknown. expression and truth have 0 rows when unknown. All other fields are as in `records.Clip`.
   """
 
   clip: str
@@ -54,24 +54,27 @@ class EncodedClip:
   reference_index: np.ndarray | None = None
   image_embedding: np.ndarray | None = None
 
+  def features(self):
+    return features("all" if self.latents_mean is not None else "audio")
+
   def example(self) -> dict:
-    """As the record's features take it."""
-    found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-    found |= {name: to_npy(found[name]) for name in LARGE if found[name] is not None}
-    found |= {name: np.int32(found[name]) for name in ("level", "num_frames", "height", "width")}
-    found["face_box"] = np.asarray(self.face_box, np.int32)
-    return {name: value for name, value in found.items() if value is not None}
+    """The record as its features take it."""
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    values |= {name: to_npy(values[name]) for name in LARGE if values[name] is not None}
+    values |= {name: np.int32(values[name]) for name in ("level", "num_frames", "height", "width")}
+    values["face_box"] = np.asarray(self.face_box, np.int32)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def features(what: str = "all"):
   """The encoded record as a `tfds.features.FeaturesDict`: `EncodedClip`'s fields, float16 arrays as npy bytes.
 
-  TFDS decodes free shapes and float16 with TensorFlow alone, so such arrays are stored as the bytes of an npy file.
+  TFDS needs TensorFlow to decode float16 and free shapes, so these arrays are stored as the bytes of npy files.
   """
   import tensorflow_datasets as tfds
 
   f = tfds.features
-  raw, whole = f.Tensor(shape=(), dtype=np.object_), f.Scalar(dtype=np.int32)
+  raw, integer = f.Tensor(shape=(), dtype=np.object_), f.Scalar(dtype=np.int32)
   pictures = {
     **dict.fromkeys(("latents_mean", "latents_logvar", "image_embedding"), raw),
     "reference_index": f.Tensor(shape=(None,), dtype=np.int32),
@@ -80,7 +83,7 @@ def features(what: str = "all"):
     {
       **dict.fromkeys(_TEXTS, f.Text()),
       "emotion": f.ClassLabel(names=list(EMOTIONS)),
-      **dict.fromkeys(("level", "num_frames", "height", "width"), whole),
+      **dict.fromkeys(("level", "num_frames", "height", "width"), integer),
       "face_box": f.Tensor(shape=(4,), dtype=np.int32),
       "expression": f.Tensor(shape=(None, EXPRESSION_DIM), dtype=np.float32),
       "truth": f.Tensor(shape=(None, len(TRUTH)), dtype=np.float32),
@@ -91,13 +94,13 @@ def features(what: str = "all"):
 
 
 def encoded_clip(example: dict) -> EncodedClip:
-  """A record as read from a data source -> EncodedClip; the float16 arrays are read-only views of its bytes."""
-  found = {field.name: example.get(field.name) for field in dataclasses.fields(EncodedClip)}
-  found |= {name: value.decode() if isinstance(value := found[name], bytes) else str(value) for name in _TEXTS}
-  found |= {name: int(found[name]) for name in ("emotion", "level", "num_frames", "height", "width")}
-  found |= {name: from_npy(found[name]) for name in LARGE if found[name] is not None}
-  found["face_box"] = tuple(int(v) for v in found["face_box"])
-  return EncodedClip(**found)
+  """An example as a data source gives it -> EncodedClip; the float16 arrays are read-only views of its bytes."""
+  values = {field.name: example.get(field.name) for field in dataclasses.fields(EncodedClip)}
+  values |= {name: as_text(values[name]) for name in _TEXTS}
+  values |= {name: int(values[name]) for name in ("emotion", "level", "num_frames", "height", "width")}
+  values |= {name: from_npy(values[name]) for name in LARGE if values[name] is not None}
+  values["face_box"] = tuple(int(v) for v in values["face_box"])
+  return EncodedClip(**values)
 
 
 def to_npy(array: np.ndarray) -> bytes:
@@ -117,27 +120,27 @@ def from_npy(stored: bytes) -> np.ndarray:
 
 
 def open_encoded(folder: str | os.PathLike, split: str, pictures: bool = True) -> tuple[Records, Index]:
-  """A split of an encoded set and its index; the index is made by a pass over the records where it is missing.
+  """A split of an encoded set, and its index.
 
-  Raises InputError for a folder that is missing, not encoded, not finished, damaged, or without `pictures` where they
-  are wanted; it says what to run.
+  Raises InputError for a folder that is missing, not encoded, not finished or damaged, and for one without latents and
+  embeddings when `pictures` are needed.
   """
   folder = expanded(folder, "data set")
   if (folder / CONFIG).is_file() and not (folder / INFO).is_file():
-    raise InputError(f"{folder} is not finished: run the same `dicetalk data encode` command again until its end")
+    raise InputError(f"{folder} is not finished: run the same `dicetalk data encode` command again")
   records = Records(folder, split)
   if "states" not in records.features:
     raise InputError(f"{folder} holds clips that are not encoded; run `dicetalk data encode {folder} TARGET` first")
   if pictures and "latents_mean" not in records.features:
     raise InputError(
-      f"{folder} was encoded without its pictures, which this needs; run `dicetalk data encode` with all networks into "
-      "another folder"
+      f"{folder} was encoded without its pictures, which are needed here; run `dicetalk data encode` with --what all "
+      "into another folder"
     )
   return records, read_index(records)
 
 
 def encoding_config(folder: Path) -> dict | None:
-  """encoding.json: what a folder was encoded from and with; None where there is none. InputError where damaged."""
+  """encoding.json of a folder: its data, networks and options; None if it is missing. InputError if it is damaged."""
   path = folder / CONFIG
   try:
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -147,4 +150,4 @@ def encoding_config(folder: Path) -> dict | None:
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(f"{path} is not one that this version can read ({error}); encode into another folder") from error
+    raise InputError(f"{path} cannot be read by this version ({error}); encode into another folder") from error

@@ -1,4 +1,4 @@
-"""Encodes a set once: every clip's frames, sound and reference pictures through the frozen networks, shard by shard."""
+"""Encodes a set: frames, sound and reference pictures of every clip through the frozen networks, shard by shard."""
 
 import contextlib
 import dataclasses
@@ -26,13 +26,13 @@ from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.files import expanded
 from dicetalk_jax.weights.folder import Weights
 
-# What each finished shard holds, beside it.
+# Folder of a JSON file for each finished shard.
 _SHARDS = "shards"
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """What a call has done: clips encoded, shards that were there before, and whether all parts are now complete."""
+  """Result of `encode`: clips encoded, shards that existed before, and whether all parts are complete."""
 
   folder: Path
   clips: int
@@ -40,7 +40,7 @@ class Encoded:
   complete: bool
 
   def __str__(self):
-    state = "complete" if self.complete else "not complete: other parts are still to be encoded"
+    state = "complete" if self.complete else "not complete: other parts have yet to be encoded"
     kept = f", {self.kept_shards} files kept from before" if self.kept_shards else ""
     return f"{self.folder}: {self.clips} clips encoded{kept}; {state}"
 
@@ -57,26 +57,26 @@ def encode(
   threads: int = 2,
   progress: Callable[[str, int, int], None] | None = None,
 ) -> Encoded:
-  """Encodes all splits of the set in `data` into `target`, see `encoded.EncodedClip` for what comes out.
+  """Encodes all splits of the set in `data` into `target`, as `EncodedClip` records.
 
-  what: "all", or "audio" for Whisper's states and the coefficients alone, enough for the emotion embedder. batch:
-  frames at once on each device. part (i, k): only every k-th file, from the i-th on, so that k hosts share the work;
-  whoever ends last completes the set. reference_every: each so-manieth frame gets a CLIP embedding. dtype: what VAE and
-  CLIP compute in, bfloat16 on an accelerator and float32 on a CPU by default. threads: that decode frames while the
-  device computes. progress("encoding clips", done, total).
+  what: "all", or "audio" for Whisper's states and the coefficients only, which is enough for the emotion embedder.
+  batch: frames at once on each device. part (i, k): every k-th file from the i-th on, so that k hosts share the work;
+  the last to finish completes the set. reference_every: every how many frames one gets a CLIP embedding. dtype of VAE
+  and CLIP: by default bfloat16 on an accelerator and float32 on a CPU. threads: for decoding frames while the device
+  computes. progress("encoding clips", done, total).
 
-  It goes on where it was stopped: a file of the target is whole or not there. Raises InputError for data that is no set
-  of clips or damaged (naming the file), for a target of other data, weights or options, and where another process
-  encodes the same part; OutputError where the disk is full. What was finished stays valid.
+  A stopped run continues: a file of the target is complete or does not exist. Raises InputError for data that is not a
+  set of clips or is damaged (with the file's name), for a target of other data, weights or options, and when another
+  process encodes the same part; OutputError when the disk is full. Finished files are kept.
   """
   if what not in WHAT:
-    raise InputError(f"what {what!r} cannot be encoded; choose one of {', '.join(WHAT)}")
+    raise InputError(f"what is {what!r}; choose one of {', '.join(WHAT)}")
   index, count = part
   if not 0 <= index < count:
     raise InputError(f"part {index} of {count} does not exist; parts count from 0")
   for name, value in dict(batch=batch, reference_every=reference_every, threads=threads).items():
     if value < 1:
-      raise InputError(f"{name} {value} cannot be used; give a whole number of at least 1")
+      raise InputError(f"{name} {value} is too small; give a whole number of at least 1")
   data, target = expanded(data, "data set"), expanded(target, "target")
   shards = _plan(data, target)
   encoders = Encoders(weights if isinstance(weights, Weights) else Weights.open(weights), what, batch, dtype)
@@ -94,13 +94,13 @@ def encode(
     with locked(target / _SHARDS / f"part-{index}-of-{count}"):
       with _alone(target):
         _bind(target, config)
-      mine = shards[index::count]
-      todo = [shard for shard in mine if not shard.finished]
-      total, wanted = sum(shard.length for shard in mine), sum(shard.length for shard in todo)
+      own = shards[index::count]
+      todo = [shard for shard in own if not shard.finished]
+      total, remaining = sum(shard.length for shard in own), sum(shard.length for shard in todo)
       places = itertools.chain.from_iterable(shard.places() for shard in todo)
-      # One stream over all files, so that a batch is not left half empty at the end of each.
+      # One stream over all files, so that no batch is left half empty at the end of a file.
       with contextlib.closing(encoders.stream(places, reference_every, threads)) as stream:
-        counted = _counted(stream, total - wanted, total, progress)
+        counted = _counted(stream, total - remaining, total, progress)
         for shard in todo:
           shard.write(itertools.islice(counted, shard.length), what)
       complete = all(shard.finished for shard in shards)
@@ -109,19 +109,19 @@ def encode(
           _complete(target, shards, what)
   except OSError as error:
     raise OutputError(
-      f"{target} cannot be written ({error.strerror or error}); what was finished stays valid: make space or mend the "
+      f"{target} cannot be written ({error.strerror or error}); finished files are kept: make space or repair the "
       "folder, and run the same command again"
     ) from error
-  return Encoded(target, wanted, len(mine) - len(todo), complete)
+  return Encoded(target, remaining, len(own) - len(todo), complete)
 
 
-class _NotWriting(Exception):
-  """Carries a failure of the networks past `write_shard`, which takes errors of the same kind for the disk's."""
+class _NetworkError(Exception):
+  """Carries an error of the networks past `write_shard`, which would take it for one of the disk."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """A file of the set and the one of the same name that is made of it."""
+  """A file of the set, and the file of the same name in the target."""
 
   records: Records
   target: Path
@@ -154,7 +154,7 @@ class _Shard:
     return Shard(self.length, json.loads(self._facts.read_text())["bytes"])
 
   def index(self) -> Index | None:
-    """None where it is damaged."""
+    """The shard's part of the index; None when it is damaged."""
     index = Index.load(self._index)
     return index if index is not None and len(index) == self.length else None
 
@@ -171,18 +171,18 @@ class _Shard:
           rows.append(row(example))
           yield serialize(record, example)
       except (OSError, RuntimeError) as error:
-        raise _NotWriting from error
+        raise _NetworkError from error
 
     try:
       written = write_shard(self.path, examples())
-    except _NotWriting as error:
+    except _NetworkError as error:
       if "RESOURCE_EXHAUSTED" in str(error.__cause__):
         raise InputError(
-          "the device has no memory for so many frames at once; give a smaller batch, and the same command goes on"
+          "the device has too little memory for so many frames at once; run the same command with a smaller --batch"
         ) from error.__cause__
       raise error.__cause__ from None
     Index.of_rows(rows).save(self._index)
-    # These come last: with them the file is finished.
+    # Last, because the shard is finished when this file exists.
     _write_json(self._facts, {"bytes": written.bytes, "file_bytes": self.path.stat().st_size})
 
 
@@ -200,7 +200,7 @@ def _plan(data: Path, target: Path) -> list[_Shard]:
   if target.exists() and not target.is_dir():
     raise InputError(f"{target} is not a folder; give the name of a new one")
   if target.resolve().is_relative_to(data.resolve()):
-    raise InputError(f"{target} lies with the clips themselves; give another folder for what is encoded")
+    raise InputError(f"{target} lies with the clips themselves, inside {data}; give another folder")
   shards = []
   for split in open_set(data).info.splits:
     records = Records(data, split)
@@ -215,7 +215,7 @@ def _plan(data: Path, target: Path) -> list[_Shard]:
 
 
 def _fingerprint(data: Path) -> str:
-  """Of what a set says of its files, which a copy says too, and also one of which a file was damaged or mended."""
+  """A hash of the names, lengths and sizes of a set's files: the same for a copy."""
   digest = hashlib.sha256()
   splits = open_set(data).info.splits
   for name in sorted(splits):
@@ -225,7 +225,7 @@ def _fingerprint(data: Path) -> str:
 
 
 def _bind(target: Path, config: dict) -> None:
-  """Begins a target, or refuses one that was begun with something else."""
+  """Starts a target, or refuses one that was started with other data, weights or options."""
   begun = encoding_config(target)
   if begun is None:
     if others := sorted(path.name for path in target.iterdir() if path.name not in (".lock", _SHARDS)):
@@ -235,22 +235,22 @@ def _bind(target: Path, config: dict) -> None:
   differences = [
     (begun["data"]["fingerprint"], config["data"]["fingerprint"], f"other clips, those of {begun['data']['folder']}"),
     *((begun[name], config[name], f"{name} {begun[name]}, not {config[name]}") for name in ("what", "reference_every")),
-    *((begun["networks"].get(n), found, f"other weights of the {n}") for n, found in config["networks"].items()),
+    *((begun["networks"].get(name), new, f"other weights of the {name}") for name, new in config["networks"].items()),
     (begun["dtype"], config["dtype"], f"dtype {begun['dtype']}, not {config['dtype']}"),
   ]
-  for old, new, said in differences:
+  for old, new, text in differences:
     if old != new:
-      raise InputError(f"{target} was begun with {said}; go on with the same, or give another folder")
+      raise InputError(f"{target} was started with {text}; continue with the same, or give another folder")
 
 
 def _complete(target: Path, shards: list[_Shard], what: str) -> None:
-  """Writes what makes the target a set."""
+  """Writes the index and the files that turn the target into a set."""
   if (target / INFO).is_file():
     return
   splits = {split: list(group) for split, group in itertools.groupby(shards, lambda shard: shard.split)}
   for split, group in splits.items():
     indices = [shard.index() for shard in group]
-    if all(index is not None for index in indices):  # else the first who reads the set makes it
+    if all(index is not None for index in indices):  # else the first reader makes the index
       Index.join(indices).save(index_path(target, split))
   name = shards[0].records.name
   write_info(
@@ -260,7 +260,7 @@ def _complete(target: Path, shards: list[_Shard], what: str) -> None:
 
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
-  """Waits for other parts that begin or complete the target at the same time."""
+  """Locks the target while it is started or completed; waits for other parts."""
   with (target / ".lock").open("w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield

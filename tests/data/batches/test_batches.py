@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from data.random_clips import DIFFUSION, EMBEDDER, HDTF, MEAD, WIDTH, assert_same, clip, make, take, write
 
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, diffusion_batches, embedder_batches
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.data.batches.embedder import embedder_batches
 from dicetalk_jax.data.encode.record import CONFIG, open_encoded
 from dicetalk_jax.data.sets import shard_name
 from dicetalk_jax.errors import InputError
@@ -150,7 +151,7 @@ def test_what_cannot_be_batched(tmp_path, mead, hdtf):
     (lambda: diffusion_batches(tmp_path / "empty"), "dicetalk data"),
     (lambda: diffusion_batches(tmp_path / "begun"), "not finished: run the same `dicetalk data encode`"),
     (lambda: diffusion_batches(audio), "without its pictures"),
-    (lambda: diffusion_batches(), "no folder"),
+    (lambda: diffusion_batches(), "no data is given"),
     (lambda: diffusion_batches(mead, large), "64x64 and 128x128"),
     (lambda: diffusion_batches(short), "no clip of 49 frames"),
     (lambda: diffusion_batches(mead, split="test"), "no split 'test'; it has train"),
@@ -161,7 +162,7 @@ def test_what_cannot_be_batched(tmp_path, mead, hdtf):
     (lambda: embedder_batches(mead), "6 groups"),
     (lambda: embedder_batches(short), "0 groups"),
     (lambda: embedder_batches(mead, EMBEDDER, process_count=8), "4 groups a batch"),
-    (lambda: embedder_batches([]), "no data"),
+    (lambda: embedder_batches([]), "no data is given"),
   ]:
     with pytest.raises(InputError, match=said):
       call()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data.random_clips import DIFFUSION, HDTF, LAYERS, MEAD, WIDTH, make, take, write
 
-from dicetalk_jax.data.batches.clips import diffusion_batches
+from dicetalk_jax.data.batches.diffusion import diffusion_batches
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference.conditions import frame_windows
 

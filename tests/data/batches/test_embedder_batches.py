@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from data.random_clips import EMBEDDER, HDTF, LAYERS, MEAD, WIDTH, clip, make, take, write
 
-from dicetalk_jax.data.batches.clips import EmbedderBatchConfig, embedder_batches
+from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig, embedder_batches
 from dicetalk_jax.errors import InputError
 
 

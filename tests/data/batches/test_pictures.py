@@ -8,8 +8,9 @@ import pytest
 from data.random_clips import assert_same, take
 from drawn_sets import drawn_clip, people, write_set
 
-from dicetalk_jax.data.batches.clip_sets import ClipSets
+from dicetalk_jax.data.batches import pictures
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig, PortraitBatchConfig, frame_batches, portrait_batches
+from dicetalk_jax.data.batches.sources import ClipSets
 from dicetalk_jax.data.records import decode_frames
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.image import clip_pixels
@@ -115,9 +116,10 @@ def test_finite_batches_have_every_clip_once_and_end(data):
   assert [int(clip) for batch in limited for clip in batch["clip"][batch["valid"]]] == [0, 2, 4, 6, 8]
 
 
-def test_portraits_are_of_different_people_each_of_different_clips(data):
-  config = dataclasses.replace(PORTRAITS, crop=0, flip=0)
-  batches = portrait_batches(data, config)
+def test_portraits_are_of_different_people_each_of_different_clips(data, monkeypatch):
+  monkeypatch.setattr(pictures, "_PORTRAIT_CROP", 0)
+  monkeypatch.setattr(pictures, "_PORTRAIT_FLIP", 0)
+  batches = portrait_batches(data, PORTRAITS)
   for batch in take(batches, 6):
     assert batch["pixels"].shape == (4, 224, 224, 3) and batch["pixels"].dtype == np.float32
     assert batch["group"][0] == batch["group"][1] != batch["group"][2] == batch["group"][3]
@@ -192,9 +194,8 @@ def test_several_sets_are_one(data, tmp_path):
     (frame_batches, dict(config=FrameBatchConfig(flip=2)), "flip 2"),
     (frame_batches, dict(config=FrameBatchConfig(batch=3), process_count=2), "3 runs"),
     (frame_batches, dict(seed=-1), "seed -1"),
-    (portrait_batches, dict(config=PortraitBatchConfig(people=9)), "4 people in 'train'.*wants 9"),
+    (portrait_batches, dict(config=PortraitBatchConfig(people=9)), "4 people in 'train'.*needs 9"),
     (portrait_batches, dict(config=PortraitBatchConfig(pictures=1)), "1 pictures of a person"),
-    (portrait_batches, dict(config=PortraitBatchConfig(people=2, crop=1)), "crop 1"),
   ],
 )
 def test_what_makes_no_batch(make, options, words, data):

@@ -140,5 +140,5 @@ def test_what_makes_no_batch(options, words, data):
 
 def test_clips_without_truth_are_told(tmp_path):
   data = write_set(tmp_path / "drawn", [drawn_clip("filmed", 20, truth=False)])
-  with pytest.raises(InputError, match="clip filmed it is not known what is said"):
+  with pytest.raises(InputError, match="clip filmed has no phonemes"):
     speech_batches(data, CONFIG)

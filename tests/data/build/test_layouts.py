@@ -97,11 +97,11 @@ def test_a_folder_of_coefficients_that_fits_nothing(tmp_path):
   touch(tmp_path / "sets", "M003/video/front/sad/level_2/001.mp4")
   layout = MeadLayout(expressions=tmp_path / "none")
   with pytest.raises(InputError, match="none does not exist; give the folder that holds coefficients"):
-    layout.check(tmp_path / "sets", layout.listing(tmp_path / "sets").jobs)
+    layout.listing(tmp_path / "sets")
   touch(tmp_path / "other", "001.npy")
   layout = MeadLayout(expressions=tmp_path / "other")
   with pytest.raises(InputError, match=r"of none of 1 videos: expected M003/video/front/sad/level_2/001 with .mat"):
-    layout.check(tmp_path / "sets", layout.listing(tmp_path / "sets").jobs)
+    layout.listing(tmp_path / "sets")
 
 
 def test_a_relative_root(tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_relative_root(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   layout = MeadLayout(expressions="coefficients")
   with pytest.raises(InputError, match="expected M003/video/front/sad/level_2/001 with"):
-    layout.check("sets", layout.listing("sets").jobs)
+    layout.listing("sets")
 
 
 def test_odd_names_and_links(tmp_path):
@@ -142,16 +142,18 @@ def test_mead_holds_out_five_of_its_identities(tmp_path):
   assert not first["test"] & first["train"]
   assert len(first["train"] | first["test"]) == 46
   assert identities(MeadLayout().listing(tmp_path)) == first
-  assert identities(MeadLayout(split_seed=1).listing(tmp_path))["test"] != first["test"]
-  assert len(identities(MeadLayout(held_out=12).listing(tmp_path))["test"]) == 12
+  for held_out, count in ((12, 12), (0.5, 23), (0, 0)):
+    assert len(identities(MeadLayout(held_out=held_out).listing(tmp_path))["test"]) == count
+  with pytest.raises(InputError, match=r"held_out is 2\.5"):
+    MeadLayout(held_out=2.5).listing(tmp_path)
 
 
 def test_who_is_held_out_does_not_hang_on_who_else_is_there():
   names = dict.fromkeys(map(str, range(100)), 1)
-  some = hold_out(names, 20, 0)
+  some = hold_out(names, 20)
   fewer = {name: 1 for name in names if name not in sorted(some)[:3]}
-  assert len(hold_out(fewer, 20, 0) & some) == 17
-  assert hold_out({"only": 1}, 5, 0) == set(), "somebody must be left to train on"
+  assert len(hold_out(fewer, 20) & some) == 17
+  assert hold_out({"only": 1}, 5) == set(), "somebody must be left to train on"
 
 
 def test_hdtf(tmp_path):
@@ -164,7 +166,7 @@ def test_hdtf(tmp_path):
   (tmp_path / "RD_Radio10_000.txt").write_text("What she says,\nword for word.\n")
   listing = HdtfLayout().listing(tmp_path)
   found = works(listing)
-  assert [rejected.clip for rejected in listing.rejected] == ["notes.mp4"]
+  assert [rejected.clip for rejected in listing.rejected] == ["notes.mp4", "RD_Radio10_000.txt"]
   assert found["RD_Radio10_000"].expression is None, "a transcript is no expression"
   assert {name: source.identity for name, source in found.items()} == {
     "WDA_BarackObama0_000": "hdtf/WDA_BarackObama",
@@ -236,7 +238,15 @@ def test_loose_clips_with_labels(tmp_path):
   listing = ClipsLayout().listing(tmp_path)
   found = works(listing)
   assert dataclasses.asdict(found["a.mp4"]) | {"path": None} == dict(
-    clip="a.mp4", path=None, identity="clips/anna", video="talk", audio=None, expression=None, emotion="happy", level=2
+    clip="a.mp4",
+    path=None,
+    identity="clips/anna",
+    video="talk",
+    audio=None,
+    expression=None,
+    emotion="happy",
+    level=2,
+    split="train",
   )
   assert found["b.mp4"].emotion is None
   assert found["b.mp4"].expression == tmp_path / "coefficients/b.npy"
@@ -249,20 +259,20 @@ def test_loose_clips_with_labels(tmp_path):
   [
     ("file,emotion\na.mp4,hapy\n", r"line 2: emotion 'hapy' is none of angry, .*surprised"),
     ("file,emotion,level\na.mp4,happy,9\n", "line 2: level 9 is none of 1, 2, 3"),
-    ("file,level\na.mp4,high\n", "line 2: level 'high' is no number"),
-    ("file,level\na.mp4,²\n", "line 2: level '²' is no number"),
+    ("file,level\na.mp4,high\n", "line 2: level 'high' is not a number"),
+    ("file,level\na.mp4,²\n", "line 2: level '²' is not a number"),
     ("file;level\na.mp4;1\n", "no column 'file'; they have file;level; separate them with commas"),
     ("file,level,level\na.mp4,1,2\n", "a column twice"),
-    ("file,level\na.mp4,1,2\n", "line 2: wanted 2 values"),
+    ("file,level\na.mp4,1,2\n", "line 2: expected 2 values"),
     ("name,emotion\na.mp4,happy\n", "no column 'file'; they have name, emotion"),
     ("file,mood\na.mp4,happy\n", "unknown column 'mood'"),
     ("file,split\na.mp4,dev\n", "split 'dev' is none of train, test"),
-    ("file\na.mp4\na.mp4\n", "line 3: a.mp4 is there twice"),
-    ("file\nz.mp4\n", r"name none of the 2 videos: they say z.mp4, there is a.mp4"),
+    ("file\na.mp4\na.mp4\n", "line 3: a.mp4 is listed twice"),
+    ("file\nz.mp4\n", r"name none of the 2 videos: they name z.mp4, and a.mp4 exists"),
     ("file,identity,split\na.mp4,x,train\nb.mp4,x,test\n", "clips/x in both splits"),
     ("file,expression\na.mp4,none.npy\n", "none.npy does not exist"),
     ("", "no column 'file'; they have none|is empty"),
-    (b"\xff\xfe\x00\x01 rubbish", "not a CSV in UTF-8"),
+    (b"\xff\xfe\x00\x01 rubbish", "not a CSV file in UTF-8"),
   ],
 )
 def test_labels_that_cannot_be_meant(tmp_path, text, said):

@@ -532,8 +532,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     ({"size": 8}, "at least 32"),
     ({"longest": 1.5}, "twice"),
     ({"shortest": 0}, "frame"),
-    ({"crf": 60}, "60"),
-    ({"detect_every": 0}, "detect_every"),
   ],
 )
 def test_settings_that_contradict(values, said):
@@ -561,7 +559,7 @@ def test_real_clips_of_mead(tmp_path, examples):
     path = examples / "mead" / f"{name}.mp4"
     clip = only(
       path,
-      PrepareConfig(size=128, detect_every=10),
+      PrepareConfig(size=128),
       None,
       expression=path.with_suffix(".mat"),
       audio=examples / "speech" / "male.wav",
@@ -579,7 +577,7 @@ def test_real_clips_of_mead(tmp_path, examples):
 
 def test_a_real_talk_at_30_frames(tmp_path, examples):
   path = examples / "talking_head_with_audio.mp4"
-  clips = list(prepare(source(path), "clips", PrepareConfig(size=64, detect_every=25)))
+  clips = list(prepare(source(path), "clips", PrepareConfig(size=64)))
   assert [clip.num_frames for clip in clips] == [216, 217, 217]
   sound = read_audio(path)
   heard = np.concatenate([clip.audio for clip in clips])

@@ -26,6 +26,7 @@ from dicetalk_jax.data.build.runner import REPORT, Job, build
 from dicetalk_jax.data.build.synthetic import SyntheticLayout
 from dicetalk_jax.data.records import clip_of, decode_frames
 from dicetalk_jax.data.sets import Records, open_set
+from dicetalk_jax.data.settings import as_json, difference
 from dicetalk_jax.errors import InputError, OutputError
 
 TESTS = Path(__file__).parents[2]
@@ -88,7 +89,7 @@ def test_killed_at_any_moment_it_goes_on_without_loss_or_repetition(tmp_path):
 import sys
 sys.path.insert(0, {str(TESTS)!r})
 from pathlib import Path
-from dicetalk_jax.data import building
+from dicetalk_jax.data.build import runner as building
 from makers import make
 building.LEAST_JOBS_PER_SHARD = 4
 jobs = [building.Job(f"train{{i:03d}}", "train", (f"train{{i:03d}}", "slow")) for i in range(16)]
@@ -126,7 +127,7 @@ def test_workers_of_a_killed_build_end_too(tmp_path):
 import os, sys
 sys.path.insert(0, {str(TESTS)!r})
 from pathlib import Path
-from dicetalk_jax.data import building
+from dicetalk_jax.data.build import runner as building
 from makers import make
 if __name__ == "__main__":
   jobs = [building.Job(str(i), "train", (str(i), "slow")) for i in range(200)]
@@ -281,9 +282,9 @@ def test_two_builds_at_once_the_second_is_refused(tmp_path):
 @pytest.mark.parametrize(
   ("name", "kinds", "settings", "said"),
   [
-    ("mead", ["one"], {"size": 64}, "begun with the set clips, this is mead"),
-    ("clips", ["one"], {"size": 128}, "begun with size 64, this has 128"),
-    ("clips", ["one", "one"], {"size": 64}, "begun with 1 files, this finds 2"),
+    ("mead", ["one"], {"size": 64}, "started with the set clips, and this is mead"),
+    ("clips", ["one"], {"size": 128}, "started with size 64, and this has 128"),
+    ("clips", ["one", "one"], {"size": 64}, "started with 1 files, and there are 2 now"),
   ],
 )
 def test_a_folder_keeps_to_what_it_was_begun_with(tmp_path, name, kinds, settings, said):
@@ -293,23 +294,24 @@ def test_a_folder_keeps_to_what_it_was_begun_with(tmp_path, name, kinds, setting
 
 
 def test_a_folder_begun_before_a_setting_existed_goes_on_with_its_default(tmp_path):
-  layout = SyntheticLayout(people=2)
-  build(tmp_path, "clips", jobs(["one"]), make, layout.settings(), workers=1)
+  layout, options = SyntheticLayout(people=2), dict(defaults=as_json(SyntheticLayout()), workers=1)
+  build(tmp_path, "clips", jobs(["one"]), make, as_json(layout), **options)
   plan = json.loads((tmp_path / "build.json").read_text())
   assert plan["settings"].pop("min_level") == 1
   (tmp_path / "build.json").write_text(json.dumps(plan))
-  assert build(tmp_path, "clips", jobs(["one"]), make, layout.settings(), workers=1).clips == {"train": 1}
-  with pytest.raises(InputError, match="begun with min_level 1, this has 3"):
-    build(tmp_path, "clips", jobs(["one"]), make, dataclasses.replace(layout, min_level=3).settings(), workers=1)
+  assert build(tmp_path, "clips", jobs(["one"]), make, as_json(layout), **options).clips == {"train": 1}
+  with pytest.raises(InputError, match="started with min_level 1, and this has 3"):
+    build(tmp_path, "clips", jobs(["one"]), make, as_json(dataclasses.replace(layout, min_level=3)), **options)
 
 
-def test_a_nested_setting_may_be_lacking_too():
-  now = MeadLayout(prepare=PrepareConfig(size=256)).settings()
+def test_a_nested_setting_may_be_missing_too():
+  defaults, now = as_json(MeadLayout()), as_json(MeadLayout(prepare=PrepareConfig(size=256)))
   begun = json.loads(json.dumps(now))
-  del begun["prepare"]["crf"]
-  assert now.completed(begun) == now
+  del begun["prepare"]["shortest"]
+  assert difference(begun, now, defaults) is None
   del begun["prepare"]
-  assert now.completed(begun) == MeadLayout().settings()
+  assert difference(begun, now, defaults) == "size 512, and this has 256"
+  assert difference(begun, defaults, defaults) is None
 
 
 def test_labels_that_were_changed_are_not_passed_over(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dicetalk_jax.cli import demo
-from dicetalk_jax.data.batches.clips import DiffusionBatchConfig, diffusion_batches
+from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.encode.networks import Batcher
 from dicetalk_jax.data.encode.record import LARGE, encoded_clip, open_encoded
 from dicetalk_jax.data.encode.runner import encode
@@ -190,7 +190,7 @@ def test_parts_make_the_whole(tmp_path, clips, weights, whole):
 
 KILLED = """
 import os, signal, sys
-from dicetalk_jax.data import encode as module
+from dicetalk_jax.data.encode import runner as module
 def progress(what, done, total):
   if done == 3:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -240,7 +240,7 @@ def test_bound_to_what_it_was_begun_with(tmp_path, clips, weights, whole):
 
 HOLDS = """
 import sys, time
-from dicetalk_jax.data import encode as module
+from dicetalk_jax.data.encode import runner as module
 def progress(*_):
   print("begun", flush=True)
   time.sleep(60)
@@ -288,7 +288,7 @@ def test_frames_that_cannot_be_used_name_their_clip(tmp_path, weights):
 
 FULL = """
 import resource, signal, sys
-from dicetalk_jax.data import encode as module
+from dicetalk_jax.data.encode import runner as module
 from dicetalk_jax.errors import OutputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def progress(what, done, total):
