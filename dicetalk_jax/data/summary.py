@@ -1,28 +1,34 @@
-"""What a set holds, for people: counts by split, identity, emotion and level, lengths, and a contact sheet."""
+"""Summary of a set: counts by split, identity, emotion and level, lengths, and a contact sheet."""
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from dicetalk_jax.data.index import Index, read_index
 from dicetalk_jax.data.records import clip_of, decode_frames
 from dicetalk_jax.data.sets import Records, check_files, open_set
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.files import readable_size
 from dicetalk_jax.media.image import resize
 from dicetalk_jax.vocabulary import EMOTIONS, FPS
 
-_TILE, _MARGIN, _LABEL = 128, 4, 14
+# Of the contact sheet, in pixels: a picture, the gap between cells, the labels at the left and at the top, letters.
+_TILE, _MARGIN, _LEFT, _TOP, _LETTERS = 96, 4, 150, 20, 13
+# Pictures of each clip.
+_MOMENTS = 3
 _UNKNOWN = "not known"
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """A set and the index of each of its splits; str() of it is for people."""
+  """A set and the index of each split; str() is a report."""
 
   folder: Path
   name: str
@@ -34,8 +40,9 @@ class Summary:
     seconds = {split: index.num_frames.sum() / FPS for split, index in self.splits.items()}
     clips = sum(map(len, self.splits.values()))
     kind = "encoded clips" if "states" in self.fields else "clips"
+    minutes = f"{sum(seconds.values()) / 60:.1f} minutes"
     rows = [
-      f"{self.folder}: {self.name}, {clips} {kind}, {sum(seconds.values()) / 60:.1f} minutes, {_size(self.bytes)}",
+      f"{self.folder}: {self.name}, {clips} {kind}, {minutes}, {readable_size(self.bytes)}",
       "",
       f"{'split':<10}{'clips':>8}{'minutes':>10}{'identities':>12}{'videos':>8}{'coefficients':>14}  seconds a clip",
     ]
@@ -57,7 +64,7 @@ class Summary:
 
   @property
   def shared_identities(self) -> set[str]:
-    """Those in more than one split, which there should not be."""
+    """Identities in more than one split; there should be none."""
     seen = collections.Counter(name for index in self.splits.values() for name in set(index.identity.tolist()))
     return {name for name, count in seen.items() if count > 1}
 
@@ -88,7 +95,7 @@ class Summary:
 
 
 def summarise(folder: str | os.PathLike) -> Summary:
-  """Raises InputError for a folder that is no finished set, or damaged."""
+  """Reads the indices of a set; InputError for a folder that is not a finished set, or damaged."""
   builder = open_set(folder)
   check_files(builder)
   splits = {
@@ -99,53 +106,75 @@ def summarise(folder: str | os.PathLike) -> Summary:
 
 
 def contact_sheet(
-  folder: str | os.PathLike, split: str, columns: int = 8, rows: int = 8, progress: Callable | None = None
+  folder: str | os.PathLike, split: str, columns: int = 8, rows: int = 24, progress: Callable | None = None
 ) -> Image.Image:
-  """The middle frames of a split's clips: emotions across, identities down, as far as they are known.
+  """Three frames of clips of a split, for `rows` people at most, spread over the set: people down, emotions across.
 
-  Where emotions are not known each identity has a row of its clips. Raises InputError for a set without pixels.
+  Each cell is a clip of the highest level. When no emotion is known, a row has the person's first `columns` clips.
+  Raises InputError for a set without pictures.
   """
   records = Records(folder, split)
   if "frames" not in records.features:
-    raise InputError(f"{folder} holds encoded clips, which have no pictures to show; give the set it was encoded from")
-  table, across = _table(read_index(records), columns, rows)
-  cell = _TILE + _MARGIN
-  left = 90
-  sheet = Image.new("RGB", (left + cell * len(across), _LABEL + _MARGIN + cell * len(table)), "white")
-  pen = ImageDraw.Draw(sheet)
-  for j, label in enumerate(across):
-    pen.text((left + j * cell, 2), label, fill="black")
-  todo = [(i, j, record) for i, (_, row) in enumerate(table) for j, record in enumerate(row) if record is not None]
+    raise InputError(f"{folder} holds encoded clips, which have no pictures; give the set that it was encoded from")
+  titles, table = _table(read_index(records), columns, rows)
+  width, height = _MOMENTS * _TILE + _MARGIN, _TILE + _MARGIN
+  sheet = Image.new("RGB", (_LEFT + width * len(titles), _TOP + height * len(table)), "white")
+  for column, title in enumerate(titles):
+    _write(sheet, (_LEFT + column * width, 2), title)
+  cells = [(i, j, record) for i, (_, row) in enumerate(table) for j, record in enumerate(row) if record is not None]
   for i, (name, _) in enumerate(table):
-    pen.text((2, _LABEL + _MARGIN + i * cell + _TILE // 2), name.rpartition("/")[2][:14], fill="black")
-  for done, (i, j, record) in enumerate(todo, 1):
+    _write(sheet, (2, _TOP + i * height + _TILE // 2), name.rpartition("/")[2])
+  for done, (i, j, record) in enumerate(cells, 1):
     clip = clip_of(records[record])
-    picture = resize(decode_frames(clip.frames, [clip.num_frames // 2])[0], (_TILE, _TILE))
-    sheet.paste(Image.fromarray(picture), (left + j * cell, _LABEL + _MARGIN + i * cell))
+    moments = [clip.num_frames * (2 * k + 1) // (2 * _MOMENTS) for k in range(_MOMENTS)]
+    for k, picture in enumerate(decode_frames(clip.frames, moments)):
+      tile = Image.fromarray(resize(picture, (_TILE, _TILE)))
+      sheet.paste(tile, (_LEFT + j * width + k * _TILE, _TOP + i * height))
     if progress:
-      progress("contact sheet", done, len(todo))
+      progress("contact sheet", done, len(cells))
   return sheet
 
 
-def _table(index: Index, columns, rows):
-  """[(identity, its records or None)], and what stands above the columns."""
+def _table(index: Index, columns: int, rows: int) -> tuple[list[str], list[tuple[str, list[int | None]]]]:
+  """Titles of the columns, and (identity, its record in each column or None) for each row."""
   by_identity = collections.defaultdict(list)
   for record, name in enumerate(index.identity.tolist()):
     by_identity[name].append(record)
-  # Spread over the set, so that a sheet of a large one shows all of it.
   names = sorted(by_identity)
   names = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(rows, len(names))).round().astype(int))]
-  emotions = sorted(set(index.emotion.tolist()) - {-1})
-  if not emotions:
-    return [(name, by_identity[name][:columns]) for name in names], [""] * min(
-      columns, max(len(by_identity[name]) for name in names)
-    )
+  emotions = sorted(set(index.emotion.tolist()), key=lambda emotion: (emotion < 0, emotion))
+  if emotions == [-1]:
+    count = min(columns, max(len(by_identity[name]) for name in names))
+    return [""] * count, [(name, [*by_identity[name], *[None] * count][:count]) for name in names]
   # The highest level shows an emotion best.
-  best = {}
-  for record in np.argsort(index.level, kind="stable").tolist():
-    best[str(index.identity[record]), int(index.emotion[record])] = record
-  table = [(name, [best.get((name, emotion)) for emotion in emotions]) for name in names]
-  return table, [EMOTIONS[emotion] for emotion in emotions]
+  best = {(str(index.identity[i]), int(index.emotion[i])): int(i) for i in np.argsort(index.level, kind="stable")}
+  titles = [EMOTIONS[emotion] if emotion >= 0 else _UNKNOWN for emotion in emotions]
+  return titles, [(name, [best.get((name, emotion)) for emotion in emotions]) for name in names]
+
+
+def _write(sheet: Image.Image, place: tuple[int, int], text: str) -> None:
+  """Draws a label, in a font that has its letters; letters that no font has are escaped."""
+  font = next((font for font in _fonts() if all(_has(font, letter) for letter in text)), None)
+  if font is None:
+    font, text = _fonts()[0], text.encode("ascii", "backslashreplace").decode()
+  while font.getlength(text) > _LEFT - 4 and len(text) > 1:
+    text = f"{text[:-2]}…" if _has(font, "…") else text[:-1]
+  ImageDraw.Draw(sheet).text(place, text, fill="black", font=font)
+
+
+@functools.cache
+def _fonts() -> list[ImageFont.FreeTypeFont]:
+  """Pillow's font for Latin letters, and fonts of the system for others."""
+  fonts = [ImageFont.load_default(_LETTERS)]
+  for name in ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf", "msyh.ttc"):
+    with contextlib.suppress(OSError):
+      fonts.append(ImageFont.truetype(name, _LETTERS))
+  return fonts
+
+
+def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+  """Whether a font has a letter: it draws missing ones like a code that is no letter."""
+  return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
 
 
 def _level(level) -> str:
@@ -155,7 +184,3 @@ def _level(level) -> str:
 def _spread(seconds) -> str:
   low, middle, high = np.percentile(seconds, [0, 50, 100])
   return f"{low:.1f} to {high:.1f}, median {middle:.1f}"
-
-
-def _size(count: int) -> str:
-  return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

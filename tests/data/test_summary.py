@@ -8,7 +8,7 @@ from PIL import Image
 from dicetalk_jax.cli import main
 from dicetalk_jax.data.build.runner import Job, build
 from dicetalk_jax.data.index import Index, index_path, read_index
-from dicetalk_jax.data.sets import Records
+from dicetalk_jax.data.sets import Records, write_set
 from dicetalk_jax.data.summary import contact_sheet, summarise
 from dicetalk_jax.errors import InputError
 
@@ -59,12 +59,27 @@ def test_a_contact_sheet_has_emotions_across_and_identities_down(folder, tmp_pat
   assert main(["data", "inspect", str(folder), "--sheet", str(tmp_path / "new/sheet.png")]) == 0
   sheet = np.asarray(Image.open(tmp_path / "new/sheet.png"))
   assert "sheet.png" in capsys.readouterr().err
-  # Two identities with two emotions; of ann's happy clips the one of the highest level, by its middle frame.
-  assert sheet.shape == (18 + 2 * 132, 90 + 2 * 132, 3)
-  cells = [[sheet[18 + 132 * i + 64, 90 + 132 * j + 64].tolist() for j in range(2)] for i in range(2)]
-  expected = 40 + 5 * 15
-  assert np.abs(np.array(cells[0]) - expected).max() <= 3
-  assert cells[1] == [[255] * 3] * 2, "ben's emotion is not known: he has no place under one"
+  # Two identities with two emotions and "not known"; of ann's happy clips the one of the highest level.
+  assert sheet.shape == (20 + 2 * 100, 150 + 3 * 292, 3)
+  cells = sheet[20 + 48 :: 100, 150 + 48 :][:2]
+  cells = np.stack([cells[:, 292 * j : 292 * j + 288 : 96] for j in range(3)], axis=1).astype(int)
+  assert cells.shape == (2, 3, 3, 3)  # identities, emotions, frames of a clip, colours
+  # The brightness of a frame is 40 + 5 for each frame before it.
+  expected = 40 + 5 * np.array([5, 15, 25])[:, None]
+  assert np.abs(cells[0, :2] - expected).max() <= 3 and np.abs(cells[1, 2] - expected).max() <= 3
+  assert (cells[0, 2] == 255).all() and (cells[1, :2] == 255).all()
+
+
+def test_a_contact_sheet_names_many_people_in_their_own_letters(tmp_path):
+  names = [f"p{i:02d}" for i in range(20)] + ["zoë", "z岩"]
+  clips = [one_clip(name, 3, identity=f"clips/{name}") for name in names]
+  sheet = np.asarray(contact_sheet(write_set(tmp_path / "set", clips), "train"))
+  labels = [sheet[20 + 100 * i : 20 + 100 * (i + 1), :150] for i in range(22)]
+  assert len({label.tobytes() for label in labels}) == 22
+  plain = np.asarray(contact_sheet(write_set(tmp_path / "e", [one_clip("a", 3, identity="clips/zoe")]), "train"))
+  # Pillow's own bitmap font would draw nothing, or a box, for the ë.
+  written = (labels[20] < 128).any(axis=-1), (plain[20:120, :150] < 128).any(axis=-1)
+  assert written[1].sum() < written[0].sum() < written[1].sum() + 12
 
 
 def test_the_index_is_made_again_where_it_is_missing_or_damaged(folder):
