@@ -7,29 +7,35 @@ import tyro
 
 from dicetalk_jax.cli.terminal import progress_bars
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.evaluation.config import EvaluationConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-  """Measure how well a model does what it is told, on drawn people and sentences that it has never seen.
+  """Measure a model on drawn people and sentences that no training split contains.
 
-  Makes videos, measures emotion, lips and likeness with a network that has seen true frames alone, and writes report.md
-  with plots and pictures. The same command goes on where it was stopped; more clips may be asked for later.
+  Generates videos and measures emotion, lip synchronisation and identity with a network trained on true frames only.
+  Writes report.md, plots.png and sheet.png. Run the same command again to resume; a larger --clips adds videos.
 
   Example: dicetalk evaluate --out report --measuring runs/drawn/measuring --weights weights_drawn
   """
 
   out: pathlib.Path
-  """Folder of the report and of all measurements."""
+  """Folder for the report and the measurements."""
 
   measuring: pathlib.Path
-  """Folder of `dicetalk train measuring`."""
+  """Folder of a finished `dicetalk train measuring`."""
 
   weights: pathlib.Path | None = None
-  """Weights folder; default: the small weights inside the package."""
+  """Weights folder; default: the small weights in the package."""
 
-  evaluation: tyro.conf.OmitArgPrefixes[EvaluationConfig] = dataclasses.field(default_factory=EvaluationConfig)
+  clips: int = 64
+  """Videos per trial."""
+
+  people: int = 16
+  """Number of people in the videos, at least 3."""
+
+  seconds: float = 2.0
+  """Maximum length of each video."""
 
   generation: tyro.conf.OmitArgPrefixes[GenerationConfig] = dataclasses.field(
     default_factory=lambda: GenerationConfig(size=128)
@@ -38,8 +44,9 @@ class Evaluate:
   def run(self) -> None:
     import platform
 
+    from dicetalk_jax.evaluation.drawn_cases import World, drawn_cases
     from dicetalk_jax.evaluation.evaluate import evaluate
-    from dicetalk_jax.evaluation.measuring import Measuring
+    from dicetalk_jax.evaluation.networks.measuring import Measuring
     from dicetalk_jax.evaluation.report import check_plotting, write_report
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.parallel.compilation import keep_compiled_programs
@@ -48,9 +55,9 @@ class Evaluate:
     keep_compiled_programs()
     measuring = Measuring.load(self.measuring)
     talker = DiceTalk.load(self.weights)
+    world = World(self.generation.seed, self.people, int(self.generation.size), self.seconds)
     with progress_bars() as progress:
-      found = evaluate(talker, measuring, self.out, self.evaluation, self.generation, progress)
-    made_with = f"Weights: {talker.weights.folder.name}; {platform.machine()}"
-    path = write_report(found, self.out, made_with)
+      evaluation = evaluate(talker, measuring, drawn_cases(world, self.clips), self.out, self.generation, progress)
+    path = write_report(evaluation, self.out, f"Weights: {talker.weights.folder.name}; {platform.machine()}")
     print(path.read_text())
-    print(f"{path}: with plots.png and sheet.png beside it")
+    print(f"{path}, plots.png and sheet.png written")

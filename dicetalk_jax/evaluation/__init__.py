@@ -1,1 +1,1 @@
-"""How well a model does what it is told, measured."""
+"""Evaluation: generate videos for known cases, measure them, and report."""

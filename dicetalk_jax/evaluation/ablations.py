@@ -1,4 +1,4 @@
-"""The ablations of Table 4: each part of the method left out, trained alike, and judged on people it has not seen."""
+"""The ablations of Table 4: train each variant in the same way and score it on people held out of training."""
 
 import collections
 import dataclasses
@@ -13,7 +13,9 @@ import numpy as np
 from dicetalk_jax.data.batches.diffusion import diffusion_batches
 from dicetalk_jax.data.batches.sampling import generator
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.evaluation.measuring import Measuring
+from dicetalk_jax.evaluation.metrics.identity import similarity
+from dicetalk_jax.evaluation.networks.measuring import Measuring
+from dicetalk_jax.files import write_json
 from dicetalk_jax.inference.decoding import decode_frames
 from dicetalk_jax.inference.jobs.runner import weights_identity
 from dicetalk_jax.training.adaptation import train_adaptation
@@ -33,12 +35,12 @@ VARIANTS = {
   "deterministic prior": ("objective.sample_prior=false",),
 }
 _NEUTRAL, _SCORES = EMOTIONS.index("neutral"), "scores.json"
-_JUDGED = 33  # what a random draw is for
+_CHOICE = 33  # stream of random numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Of a number of clips: shares whose measured emotion is the prior's, and mean cosine of made frames and portrait."""
+  """Emotion accuracy over all, neutral and other clips, and mean cosine between identities of frames and portrait."""
 
   clips: int
   emotion: float
@@ -47,71 +49,72 @@ class Scores:
   identity: float
 
   @classmethod
-  def of(cls, wanted: Sequence[int], found: Sequence[int], similarity: Sequence[float]) -> "Scores":
-    wanted, right = np.asarray(wanted), np.asarray(wanted) == np.asarray(found)
-    is_neutral = wanted == _NEUTRAL
-    shares = [float(right[chosen].mean()) if chosen.any() else float("nan") for chosen in (is_neutral, ~is_neutral)]
+  def of(cls, wanted: Sequence[int], measured: Sequence[int], similarity: Sequence[float]) -> "Scores":
+    wanted, right = np.asarray(wanted), np.asarray(wanted) == np.asarray(measured)
+    neutral = wanted == _NEUTRAL
+    shares = [float(right[group].mean()) if group.any() else float("nan") for group in (neutral, ~neutral)]
     return cls(len(wanted), float(right.mean()), *shares, float(np.mean(similarity)))
 
 
-def judged_rows(config: AdaptationConfig, clips: int | None = None) -> list[dict]:
-  """Rows of held-out people: neutral clips and those of the highest level, the portrait of another, neutral clip.
+def held_out_rows(config: AdaptationConfig, clips: int | None = None) -> list[dict]:
+  """Batch rows of held-out people: neutral clips and clips of the highest level, each with a portrait of another clip,
+  a neutral one.
 
-  clips: as many of them, of every emotion alike.
+  clips: number of rows, balanced over emotions; default: all. Raises InputError when the sets have none.
   """
   batches = dataclasses.replace(config.batches, reference="person")
   rows = []
   with diffusion_batches(
     config.emotional, config=batches, split=config.validation_split, training=False, seed=config.loop.seed
-  ) as found:
-    for batch in found:
+  ) as held_out:
+    for batch in held_out:
       rows += [
         {name: value[i] for name, value in batch.items()}
         for i in range(len(batch["valid"]))
         if batch["valid"][i] and (batch["emotion"][i] == _NEUTRAL or batch["level"][i] == LEVELS[-1])
       ]
   if not rows:
-    raise InputError(f"{', '.join(config.emotional)} has no labelled clips in '{config.validation_split}' to judge by")
-  return rows if clips is None else _of_every_emotion(rows, clips, generator(config.loop.seed, _JUDGED))
+    raise InputError(
+      f"{', '.join(config.emotional)}: the split '{config.validation_split}' has no labelled clips to score with"
+    )
+  return rows if clips is None else _balanced(rows, clips, generator(config.loop.seed, _CHOICE))
 
 
-def _of_every_emotion(rows, count, rng):
-  """`count` of the rows, or all, in random order: one of each emotion in turn, for as long as there are any."""
-  taken = collections.Counter()
+def _balanced(rows, count, rng):
+  """At most `count` rows in random order, one of each emotion in turn."""
+  seen = collections.Counter()
   ranked = []
   for i in rng.permutation(len(rows)):
     emotion = int(rows[i]["emotion"])
-    ranked.append((taken[emotion], i))
-    taken[emotion] += 1
-  return [rows[i] for _, i in sorted(ranked, key=lambda one: one[0])[:count]]
+    ranked.append((seen[emotion], i))
+    seen[emotion] += 1
+  return [rows[i] for _, i in sorted(ranked, key=lambda pair: pair[0])[:count]]
 
 
-def judge(
+def score(
   setup: Setup, params: Mapping, rows: Sequence[Mapping], measuring: Measuring, samples: SamplesConfig
 ) -> tuple[Scores, Scores]:
-  """(scores of what is made for `rows` with their own priors, scores of the true clips), both seen through the VAE."""
+  """(scores of samples with the rows' own priors, scores of the true clips); the VAE decodes both."""
   vae = setup.weights.module("vae", setup.dtype)
   vae_params = setup.weights.load("vae", setup.dtype)
 
-  def pictures(latents):
+  def decode(latents):
     return decode_frames(vae, vae_params, jnp.asarray(latents), len(latents), len(latents))
 
-  wanted, emotions, similarities = [], {"made": [], "true": []}, {"made": [], "true": []}
+  wanted, emotions, similarities = [], ([], []), ([], [])
   for i, row in enumerate(rows):
     true = setup.scaling_factor * row["latents_mean"].astype(np.float32)
     (mu,) = prior_means(setup.modules, params, {name: value[None] for name, value in row.items()})
     noise = np.asarray(jax.random.normal(jax.random.key(i), true.shape))
-    made = sample_latents(setup, params, row, mu, samples, noise)
-    portrait = pictures(setup.scaling_factor * row["image_latents"].astype(np.float32)[None])[0]
-    shown = measuring(portrait[None], portrait).identity.mean(0)
+    sample = sample_latents(setup, params, row, mu, samples, noise)
+    portrait = decode(setup.scaling_factor * row["image_latents"].astype(np.float32)[None])[0]
+    reference = measuring(portrait[None], portrait).identity[0]
     wanted.append(int(row["emotion"]))
-    for name, latents in (("made", made), ("true", true)):
-      found = measuring(pictures(latents), portrait)
-      emotions[name].append(int(found.emotion.mean(0).argmax()))
-      identity = found.identity.mean(0)
-      similarities[name].append(float(identity @ shown / np.linalg.norm(identity) / np.linalg.norm(shown)))
-  made, true = (Scores.of(wanted, emotions[name], similarities[name]) for name in ("made", "true"))
-  return made, true
+    for latents, emotion, similar in zip((sample, true), emotions, similarities, strict=True):
+      measures = measuring(decode(latents), portrait)
+      emotion.append(int(measures.emotion.mean(0).argmax()))
+      similar.append(similarity(measures.identity, reference))
+  return tuple(Scores.of(wanted, *columns) for columns in zip(emotions, similarities, strict=True))
 
 
 def run_ablations(
@@ -123,46 +126,45 @@ def run_ablations(
   clips: int | None = None,
   report: Callable[[str, int, int, dict], None] | None = None,
 ) -> Iterator[tuple[str, int, Scores, Scores]]:
-  """Trains and judges each variant with each seed: (variant, seed, scores of what it makes, of the true clips).
+  """Trains and scores each variant with each seed: (variant, seed, scores of samples, scores of the true clips).
 
-  Each is a run in a folder of its own under `folder`, which goes on where it was stopped; one of the same settings and
-  weights that was judged alike is not judged again, so that several processes may share the seeds. report(variant,
-  seed, step, metrics) is called with every step.
+  Each run has its own folder under `folder` and can be resumed. Its scores are stored there and reused for the same
+  settings, weights and measuring network, so several processes can share the seeds. report(variant, seed, step,
+  metrics) is called at every step.
   """
-  rows, weights = judged_rows(config, clips), weights_identity(Weights.open(config.weights))
+  rows, weights = held_out_rows(config, clips), weights_identity(Weights.open(config.weights))
   for name, settings in variants.items():
     for seed in seeds:
-      changed = override(config, settings)
-      changed = dataclasses.replace(changed, loop=dataclasses.replace(changed.loop, seed=seed))
+      variant = override(config, settings)
+      variant = dataclasses.replace(variant, loop=dataclasses.replace(variant.loop, seed=seed))
       run = folder / name.replace(" ", "_") / str(seed)
 
-      def told(step, metrics, name=name, seed=seed):
+      def report_step(step, metrics, name=name, seed=seed):
         if report:
           report(name, seed, step, metrics)
 
-      judged = {"measuring network": measuring.identity, "clips": len(rows), "weights": weights}
-      judged["configuration"] = dataclasses.asdict(changed)
-      if (known := _known(run, judged)) is None:
-        setup, outcome = train_adaptation(changed, run, report=told, warn=lambda message: None)
+      key = {"measuring network": measuring.identity, "clips": len(rows), "weights": weights}
+      key["configuration"] = dataclasses.asdict(variant)
+      if (scores := _stored_scores(run, key)) is None:
+        setup, outcome = train_adaptation(variant, run, report=report_step, warn=lambda message: None)
         if outcome.status != Status.FINISHED:
           return
-        known = judge(setup, outcome.state.averaged(), rows, measuring, config.samples)
-        scores = [dataclasses.asdict(of) for of in known]
-        (run / _SCORES).write_text(json.dumps({"judged": judged, "scores": scores}, indent=2) + "\n")
-      yield name, seed, *known
+        scores = score(setup, outcome.state.averaged(), rows, measuring, config.samples)
+        write_json({"judged": key, "scores": [dataclasses.asdict(of) for of in scores]}, run / _SCORES)
+      yield name, seed, *scores
 
 
-def _known(run: pathlib.Path, judged: Mapping) -> tuple[Scores, Scores] | None:
-  """What a run was judged to be, if it was judged in this way."""
+def _stored_scores(run: pathlib.Path, key: Mapping) -> tuple[Scores, Scores] | None:
+  """Scores in a run's folder, or None when there are none for this key."""
   try:
-    found = json.loads((run / _SCORES).read_text())
-    return tuple(Scores(**of) for of in found["scores"]) if found["judged"] == json.loads(json.dumps(judged)) else None
+    stored = json.loads((run / _SCORES).read_text())
+    return tuple(Scores(**of) for of in stored["scores"]) if stored["judged"] == json.loads(json.dumps(key)) else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
 
 
 def table(results: Sequence[tuple[str, int, Scores, Scores]]) -> str:
-  """Markdown: a row a variant, the mean over seeds, and the largest and smallest where there are several."""
+  """Markdown table, one row per variant: the mean over seeds, and the smallest and largest of several."""
   lines = ["| | identity similarity | emotion | neutral | other emotions |", "|---|---|---|---|---|"]
 
   def row(name, scores):
@@ -174,7 +176,7 @@ def table(results: Sequence[tuple[str, int, Scores, Scores]]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
   for variant in dict.fromkeys(name for name, *_ in results):
-    lines.append(row(variant, [made for name, _, made, _ in results if name == variant]))
+    lines.append(row(variant, [samples for name, _, samples, _ in results if name == variant]))
   if results:
     lines.append(row("true clips", [results[0][3]]))
   return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Single frames of many drawn people: what a measuring network learns from, so that no face is new to it in kind."""
+"""Single frames of many drawn people: training data of the measuring network."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,16 +19,18 @@ from dicetalk_jax.world.voice import Speech, speak
 
 PORTRAITS, EXPRESSIONS = 2, 6
 _NEUTRAL = EMOTIONS.index("neutral")
-_SPEECHES = 4  # of each emotion and level: how a face moves matters here, and sound takes most of the time
-_SPEECH, _PERSON = 31, 32  # what a random draw is for
-# Strong expressions are what is asked for mostly, and weak ones are near each other.
+_SPEECHES = 4  # per emotion and level; synthesis of the sound takes most of the time
+_SPEECH, _PERSON = 31, 32  # streams of random numbers
+# Mostly strong expressions: those are requested most, and weak ones resemble each other.
 _LEVEL_SHARES = (0.2, 0.3, 0.5)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DrawnFaces:
-  """portraits (people, PORTRAITS, size, size, 3) uint8, neutral; frames (people, EXPRESSIONS, size, size, 3) uint8, of
-  different emotions, whose emotion (people, EXPRESSIONS) is an index of EMOTIONS, and truth (people, EXPRESSIONS, p).
+  """Neutral portraits (people, PORTRAITS, size, size, 3) uint8 and frames (people, EXPRESSIONS, size, size, 3) uint8.
+
+  emotion (people, EXPRESSIONS): index of EMOTIONS, different for each frame of a person; truth (people, EXPRESSIONS,
+  len(TRUTH)).
   """
 
   portraits: np.ndarray
@@ -40,17 +42,17 @@ class DrawnFaces:
 def draw_faces(
   people: int, size: int, seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> DrawnFaces:
-  """The first `people` people of a seed's train split, in the middle of sentences; under 0.1 s each at 128 pixels."""
+  """Draws the first `people` people of the train split while they speak; under 0.1 s each at 128 pixels."""
   spoken = {}
   for emotion, name in enumerate(EMOTIONS):
     for level in LEVELS[:1] if name == "neutral" else LEVELS:
       spoken[emotion, level] = [_speech(seed, emotion, level, take) for take in range(_SPEECHES)]
-  found = []
+  rows = []
   for i in range(people):
     progress(i, people)
-    found.append(_draw(train_person(seed, i), size, generator(seed, _PERSON, i), spoken))
+    rows.append(_draw(train_person(seed, i), size, generator(seed, _PERSON, i), spoken))
   progress(people, people)
-  return DrawnFaces(*(np.stack(column) for column in zip(*found, strict=True)))
+  return DrawnFaces(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _speech(seed, emotion, level, take) -> Speech:
@@ -72,12 +74,12 @@ def _draw(person, size, rng, spoken):
 
   emotions = rng.choice(len(EMOTIONS), EXPRESSIONS, replace=False)
   levels = [LEVELS[0] if emotion == _NEUTRAL else rng.choice(LEVELS, p=_LEVEL_SHARES) for emotion in emotions]
-  held = np.concatenate(
+  poses = np.concatenate(
     [
       moments(_NEUTRAL, LEVELS[0], PORTRAITS),
       *(moments(emotion, int(level), 1) for emotion, level in zip(emotions, levels, strict=True)),
     ]
   )
-  pictures = render(identity, held, size)
-  known = truth(identity, held, np.zeros(len(held), np.int64))
-  return pictures[:PORTRAITS], pictures[PORTRAITS:], emotions, known[PORTRAITS:]
+  pictures = render(identity, poses, size)
+  labels = truth(identity, poses, np.zeros(len(poses), np.int64))
+  return pictures[:PORTRAITS], pictures[PORTRAITS:], emotions, labels[PORTRAITS:]

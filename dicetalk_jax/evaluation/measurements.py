@@ -1,4 +1,4 @@
-"""What is measured of each video, kept in a file each, so that an evaluation goes on where it was stopped."""
+"""Measurements of videos, one file per video, so that an evaluation can be resumed."""
 
 import dataclasses
 import json
@@ -13,11 +13,11 @@ from dicetalk_jax.errors import InputError, OutputError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-  """Of one video of n frames at 25 a second: what the measuring network says, and a few of its pictures.
+class Measurement:
+  """What the measuring network outputs for a video of n frames at 25 a second.
 
-  emotion (8,): mean logits; identity (n, d), of length 1; face (n, len(MEASURED)); features (n, f); strip: some frames
-  side by side (h, k · w, 3) uint8; seconds: that it took to make.
+  emotion (8,): mean logits; identity (n, d), unit length; face (n, len(MEASURED)); features (n, f); strip
+  (h, k · w, 3) uint8: k of the frames side by side; seconds: time it took to generate.
   """
 
   emotion: np.ndarray
@@ -29,9 +29,9 @@ class Measured:
 
 
 class Store:
-  """A folder of measurements of one evaluation, whose settings it remembers.
+  """Folder with the measurements of one evaluation and its settings (JSON values).
 
-  Raises InputError for a folder of other settings, and OutputError where nothing can be written.
+  Raises InputError when the folder has other settings, OutputError when it cannot be written.
   """
 
   def __init__(self, folder: str | os.PathLike, settings: Mapping):
@@ -42,36 +42,35 @@ class Store:
       self.folder.mkdir(parents=True, exist_ok=True)
       if not path.is_file():
         path.write_text(json.dumps(settings, indent=2) + "\n")
-      known = json.loads(path.read_text())
+      stored = json.loads(path.read_text())
     except (OSError, ValueError) as error:
       raise OutputError(f"{path} cannot be written or read ({error}); give another folder with --out") from error
-    differing = [name for name in settings | known if settings.get(name) != known.get(name)]
-    if differing:
+    if differing := [name for name in settings | stored if settings.get(name) != stored.get(name)]:
       name = differing[0]
       raise InputError(
-        f"{self.folder} holds an evaluation with {name} {known.get(name)}, and now it is {settings.get(name)}; give "
-        "another --out"
+        f"{self.folder} holds an evaluation with {name} {stored.get(name)}, but {name} is now {settings.get(name)}; "
+        "give another --out"
       )
 
-  def get(self, name: str) -> Measured | None:
-    """None for what has not been measured, and for a file that was not written to its end."""
+  def get(self, name: str) -> Measurement | None:
+    """None when there is no measurement of this name, or its file is incomplete."""
     try:
       with np.load(self._path(name), allow_pickle=False) as stored:
         fields = {key: stored[key] for key in stored.files}
+      return Measurement(**fields | {"seconds": float(fields["seconds"])})
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
       return None
-    return Measured(**fields | {"seconds": float(fields["seconds"])})
 
-  def put(self, name: str, measured: Measured) -> None:
+  def put(self, name: str, measurement: Measurement) -> None:
     path = self._path(name)
     partial = path.with_suffix(".unfinished")
     try:
       path.parent.mkdir(exist_ok=True)
       with partial.open("wb") as file:
-        np.savez_compressed(file, **dataclasses.asdict(measured))
+        np.savez_compressed(file, **dataclasses.asdict(measurement))
       os.replace(partial, path)
     except OSError as error:
-      raise OutputError(f"{path} cannot be written ({error}); what was measured before is kept") from error
+      raise OutputError(f"{path} cannot be written ({error}); earlier measurements are kept") from error
 
   def _path(self, name):
     return self.folder / "measured" / f"{name}.npz"

@@ -1,4 +1,4 @@
-"""The report of an evaluation: report.md with its figures, plots.png, and sheet.png with pictures."""
+"""The report of an evaluation: report.md with the scores, plots.png, and sheet.png with frames."""
 
 import os
 import pathlib
@@ -7,131 +7,135 @@ import numpy as np
 from PIL import Image
 
 from dicetalk_jax.errors import MissingDependencyError, OutputError
-from dicetalk_jax.evaluation.cases import TRIALS
 from dicetalk_jax.evaluation.evaluate import Evaluation, TrialScores
 from dicetalk_jax.vocabulary import EMOTIONS
 
 
 def check_plotting() -> None:
-  """MissingDependencyError where there is no matplotlib, before anything slow has begun."""
+  """Raises MissingDependencyError without matplotlib or scikit-learn, before anything slow starts."""
   try:
     import matplotlib  # noqa: F401
     import sklearn  # noqa: F401
   except ImportError as error:
     raise MissingDependencyError(
-      f"the report's plots need {error.name}, which is not installed: pip install 'dicetalk-jax[analysis]'"
+      f"the plots of the report need {error.name}, which is not installed: pip install 'dicetalk-jax[analysis]'"
     ) from error
 
 
-def write_report(found: Evaluation, folder: str | os.PathLike, made_with: str = "") -> pathlib.Path:
-  """Writes the three files, and gives report.md's path. made_with: a line about weights and machine."""
+def write_report(evaluation: Evaluation, folder: str | os.PathLike, source: str = "") -> pathlib.Path:
+  """Writes the three files and returns the path of report.md. source: a line about weights and machine."""
   folder = pathlib.Path(folder).expanduser()
+  path = folder / "report.md"
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    _sheet(found).save(folder / "sheet.png")
-    _plots(found).savefig(folder / "plots.png", dpi=110, bbox_inches="tight")
-    path = folder / "report.md"
-    path.write_text(markdown(found, made_with))
+    _sheet(evaluation).save(folder / "sheet.png")
+    _plots(evaluation).savefig(folder / "plots.png", dpi=110, bbox_inches="tight")
+    path.write_text(markdown(evaluation, source))
   except OSError as error:
-    raise OutputError(f"{folder}: the report cannot be written ({error}); what was measured is kept") from error
+    raise OutputError(f"{folder}: the report cannot be written ({error}); the measurements are kept") from error
   return path
 
 
-def markdown(found: Evaluation, made_with: str = "") -> str:
-  """The whole report as text. Intervals are of 95 %."""
-  config, generation = found.config, found.generation
-  columns = {"true clips": found.true, **found.trials}
+def markdown(evaluation: Evaluation, source: str = "") -> str:
+  """The text of the report, with 95 % intervals."""
+  cases, generation, columns = evaluation.cases, evaluation.generation, _columns(evaluation)
+  audio = f", audio {generation.audio_scale:g}" if generation.audio_scale is not None else ""
   lines = [
     "# Evaluation",
     "",
-    f"{config.clips} videos of each trial, {config.people} people of the test split of seed {generation.seed}, "
-    f"{config.seconds:g} s at most, {generation.size:g} pixels, {generation.steps} steps, identity "
-    f"{generation.identity_scale:g}, emotion {generation.emotion_scale:g}"
-    + (f", audio {generation.audio_scale:g}" if generation.audio_scale is not None else "")
-    + f". {made_with}",
+    f"{cases.description}; {generation.size:g} pixels, {generation.steps} steps, guidance: identity "
+    f"{generation.identity_scale:g}, emotion {generation.emotion_scale:g}{audio}. {source}",
     "",
-    *(f"- *{trial}*: {TRIALS[trial]}." for trial in found.trials),
+    *(f"- *{trial}*: {cases.descriptions[trial]}." for trial in evaluation.trials if trial in cases.descriptions),
     "",
     f"| | {' | '.join(columns)} |",
     f"|---|{len(columns) * '---|'}",
   ]
 
-  def row(name, of):
-    lines.append(f"| {name} | {' | '.join(of(scores) for scores in columns.values())} |")
+  def row(name, cell):
+    lines.append(f"| {name} | {' | '.join(cell(scores) for scores in columns.values())} |")
 
-  for group in found.true.emotion:
-    row(f"emotion as asked for, {group}", lambda scores, group=group: str(scores.emotion[group]))
-  row("emotion of the portrait instead", lambda scores: str(scores.as_shown) if scores.as_shown.count else "")
+  for group in next(iter(columns.values())).emotion:
+    row(f"emotion as requested, {group}", lambda scores, group=group: str(scores.emotion[group]))
+  row("the portrait's emotion instead", lambda scores: str(scores.as_shown) if scores.as_shown.count else "")
   row("mouth opening, correlation", _mouth)
-  row("offset of the best, frames", lambda scores: f"{scores.offset:+d}")
-  row("clips within a frame of 0", lambda scores: str(scores.near))
-  row(f"taken for themselves among {max(config.gallery, config.people)}", lambda scores: str(scores.top1))
-  row("likeness to the portrait", lambda scores: f"{scores.similarity:.3f}")
+  row("best offset, frames", lambda scores: f"{scores.offset:+d}" if scores.near.count else "")
+  row("clips within one frame of offset 0", lambda scores: str(scores.near))
+  row(f"identity, top 1 of {len(cases.gallery)}", lambda scores: str(scores.top1))
+  row("identity similarity", lambda scores: f"{scores.similarity:.3f}")
   row("Fréchet distance of frames", lambda scores: f"{scores.frame_distance:.2f}")
   row("Fréchet distance of video", lambda scores: f"{scores.video_distance:.2f}")
-  row("seconds a video", lambda scores: f"{scores.seconds:.1f}" if scores.seconds else "")
-  frame, video = found.floor
-  lines += ["", f"Between two halves of the true clips the distances are {frame:.2f} and {video:.2f}."]
-  if {"own clip", "others' clips"} <= found.trials.keys():
-    ratio = found.trials["others' clips"].similarity / found.trials["own clip"].similarity
-    lines += ["", f"Likeness with others' clips, by that with the person's own: {ratio:.3f}."]
-  if len(found.ways):
+  row("seconds per video", lambda scores: f"{scores.seconds:.1f}" if scores.seconds else "")
+  frame, video = evaluation.floor
+  lines += ["", f"Fréchet distances between two halves of the true clips: {frame:.2f} (frames), {video:.2f} (video)."]
+  if {"own clip", "others' clips"} <= evaluation.trials.keys():
+    ratio = evaluation.trials["others' clips"].similarity / evaluation.trials["own clip"].similarity
+    lines += ["", f"Identity similarity with others' clips relative to the person's own clips: {ratio:.3f}."]
+  if len(evaluation.ways):
+    each, mean = ", ".join(f"{value:.3f}" for value in evaluation.monotony[:-1]), evaluation.monotony[-1]
     lines += [
       "",
-      f"From angry to happy in {found.ways.shape[1]} steps, Spearman of where the measured face is: "
-      f"{', '.join(f'{value:.3f}' for value in found.monotony[:-1])}; of the mean {found.monotony[-1]:.3f}.",
+      f"{_way_title(evaluation)}, {evaluation.ways.shape[1]} steps: Spearman correlation of position and step "
+      f"{each}; of the mean {mean:.3f}.",
     ]
-  if found.priors:
-    priors = found.priors
+  if priors := evaluation.priors:
     by_emotion = ", ".join(f"{name} {value:.2f}" for name, value in priors.by_emotion.items())
     lines += [
       "",
-      f"Priors of clips: d_inter / d_intra {priors.strength:.2f} ({by_emotion}); nearest centroid right for "
-      f"{priors.accuracy:.3f}; the distance within an emotion across people is {priors.nearness:.3f} of that within a "
-      "person across emotions.",
+      f"Priors of clips: d_inter / d_intra {priors.strength:.2f} ({by_emotion}); nearest-centroid accuracy "
+      f"{priors.accuracy:.3f}; distance between people within an emotion, relative to that between emotions within a "
+      f"person: {priors.nearness:.3f}.",
     ]
-  lines += ["", "![pictures](sheet.png)", "", "![plots](plots.png)", ""]
+  lines += ["", "![frames](sheet.png)", "", "![plots](plots.png)", ""]
   return "\n".join(lines)
+
+
+def _columns(evaluation) -> dict[str, TrialScores]:
+  return ({"true clips": evaluation.true} if evaluation.true else {}) | dict(evaluation.trials)
+
+
+def _way_title(evaluation) -> str:
+  way = evaluation.cases.ways[0]
+  return f"From {way.start.wanted} to {way.end.wanted}"
 
 
 def _mouth(scores: TrialScores) -> str:
   low, high = scores.mouth_interval
-  return f"{scores.mouth:.3f} ({low:.3f} to {high:.3f})"
+  return f"{scores.mouth:.3f} ({low:.3f} to {high:.3f})" if scores.near.count else ""
 
 
-def _sheet(found: Evaluation) -> Image.Image:
-  """The first video of each emotion, frames side by side, and so trials, the true clips first."""
-  rows = []
-  for scores in (found.true, *found.trials.values()):
+def _sheet(evaluation: Evaluation) -> Image.Image:
+  """A column of strips per trial: the first video of each emotion."""
+  columns = []
+  for scores in _columns(evaluation).values():
     by_emotion = dict(reversed(scores.strips))
-    rows.append(np.concatenate([by_emotion[name] for name in EMOTIONS if name in by_emotion], axis=0))
-  width = min(row.shape[1] for row in rows)
-  return Image.fromarray(np.concatenate([row[:, :width] for row in rows], axis=1))
+    columns.append(np.concatenate([by_emotion[name] for name in (*EMOTIONS, None) if name in by_emotion], axis=0))
+  width = min(column.shape[1] for column in columns)
+  height = max(column.shape[0] for column in columns)
+  columns = [np.pad(column[:, :width], [(0, height - len(column)), (0, 0), (0, 0)]) for column in columns]
+  return Image.fromarray(np.concatenate(columns, axis=1))
 
 
-def _plots(found: Evaluation):
+def _plots(evaluation: Evaluation):
   from matplotlib.figure import Figure
 
-  panels = {"true clips": found.true, **found.trials}
-  figure = Figure(figsize=(4 * (len(panels) + 2), 4))
-  axes = figure.subplots(1, len(panels) + 2)
-  for axis, (name, scores) in zip(axes, panels.items(), strict=False):
-    shown = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
-    axis.imshow(shown, vmin=0, vmax=1, cmap="Blues")
+  columns = _columns(evaluation)
+  figure = Figure(figsize=(4 * (len(columns) + 2), 4))
+  *matrices, way, plane = figure.subplots(1, len(columns) + 2)
+  for axis, (name, scores) in zip(matrices, columns.items(), strict=True):
+    axis.imshow(scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues")
     axis.set(title=name, xticks=range(len(EMOTIONS)), yticks=range(len(EMOTIONS)), xlabel="measured")
     axis.set_xticklabels(EMOTIONS, rotation=90)
     axis.set_yticklabels(EMOTIONS)
-  axes[0].set_ylabel("asked for")
-  way, plane = axes[-2:]
-  for positions in found.ways:
-    way.plot(np.linspace(0, 1, len(positions)), positions, color="0.7")
-  if len(found.ways):
-    way.plot(np.linspace(0, 1, found.ways.shape[1]), found.ways.mean(0), color="C3")
-  way.set(title="angry to happy", xlabel="asked for", ylabel="measured")
-  if found.priors is not None and len(found.priors.plane):
+  matrices[0].set_ylabel("requested")
+  if len(evaluation.ways):
+    steps = np.linspace(0, 1, evaluation.ways.shape[1])
+    way.plot(steps, evaluation.ways.T, color="0.7")
+    way.plot(steps, evaluation.ways.mean(0), color="C3")
+    way.set(title=_way_title(evaluation), xlabel="requested", ylabel="measured")
+  if evaluation.priors is not None and len(evaluation.priors.plane):
     for label, name in enumerate(EMOTIONS):
-      chosen = found.priors.emotion == label
-      plane.scatter(*found.priors.plane[chosen].T, s=8, label=name)
+      plane.scatter(*evaluation.priors.plane[evaluation.priors.emotion == label].T, s=8, label=name)
     plane.legend(fontsize="x-small")
   plane.set(title="priors of clips (t-SNE)", xticks=[], yticks=[])
   return figure

@@ -11,14 +11,8 @@ from dicetalk_jax.data.batches.sources import ClipSets
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.ablations import Scores, table
 from dicetalk_jax.evaluation.drawn_faces import EXPRESSIONS, PORTRAITS, draw_faces
-from dicetalk_jax.evaluation.measuring import (
-  MEASURED,
-  Measuring,
-  MeasuringConfig,
-  MeasuringNetwork,
-  check,
-  train_measuring,
-)
+from dicetalk_jax.evaluation.measuring import MeasuringConfig, check, train_measuring
+from dicetalk_jax.evaluation.networks.measuring import MEASURED, Measuring, MeasuringNetwork
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
 from dicetalk_jax.vocabulary import EMOTIONS, TRUTH
 
@@ -63,12 +57,10 @@ def test_the_check_counts_what_the_network_says(tmp_path):
   data = write_set(tmp_path / "set", with_neutral(people(4, clips=3, split="test", size=64)))
   params = jax.jit(MeasuringNetwork().init)(jax.random.key(0), *2 * [np.zeros((1, 64, 64, 3))])["params"]
   spread = np.ones(len(MEASURED), np.float32)
-  found = check(Measuring(params, 0 * spread, spread, (64, 64)), ClipSets(data, "test"))
-  assert found.keys() == {
-    *("emotion_accuracy", "emotion_accuracy_strongest", "identity_top1", "mouth_correlation"),
-  }
-  # Patches of colour are told apart by any network at all; emotions of theirs are not to be seen.
-  assert found["identity_top1"] > 0.5 and found["emotion_accuracy"] < 0.6
+  scores = check(Measuring(params, 0 * spread, spread, (64, 64)), ClipSets(data, "test"))
+  assert scores.keys() == {"emotion_accuracy", "emotion_accuracy_strongest", "identity_top1", "mouth_correlation"}
+  # Any network tells patches of colour apart; they show no emotion.
+  assert scores["identity_top1"] > 0.5 and scores["emotion_accuracy"] < 0.6
 
 
 def test_drawn_faces_are_people_in_many_moods():
@@ -91,12 +83,12 @@ def test_drawn_faces_are_people_in_many_moods():
 
 @pytest.mark.parametrize("change", [{"people": 1}, {"size": 72}, {"size": 32}])
 def test_sizes_that_cannot_be_drawn_are_refused(change, tmp_path):
-  with pytest.raises(InputError, match="give at least 2 people, and a multiple of 32"):
+  with pytest.raises(InputError, match="give at least 2 people, and a size of at least 64"):
     train_measuring(dataclasses.replace(CONFIG, **change), tmp_path / "run")
 
 
 def test_a_folder_without_a_network_says_how_to_make_one(tmp_path):
-  with pytest.raises(InputError, match="make it with `dicetalk train measuring`"):
+  with pytest.raises(InputError, match="give the folder of a finished `dicetalk train measuring`"):
     Measuring.load(tmp_path)
 
 

@@ -1,21 +1,21 @@
-"""Each metric against a case whose value is known."""
+"""Each metric on an input whose value is known, and the drawn cases."""
 
 import numpy as np
 import pytest
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.evaluation import identity, interpolation, lip_sync
-from dicetalk_jax.evaluation.cases import TRIALS, World
-from dicetalk_jax.evaluation.emotion import Share, confusion, shares
-from dicetalk_jax.evaluation.frechet import PIECE, frechet_distance, video_features
-from dicetalk_jax.evaluation.priors import nearness
+from dicetalk_jax.evaluation.drawn_cases import TRIALS, World, drawn_cases
+from dicetalk_jax.evaluation.metrics import identity, interpolation, lip_sync
+from dicetalk_jax.evaluation.metrics.emotion import Share, confusion, shares
+from dicetalk_jax.evaluation.metrics.frechet import PIECE, frechet_distance, video_features
+from dicetalk_jax.evaluation.metrics.prior_clusters import nearness
 
 
 def test_shares_by_group_and_wilsons_interval():
   wanted = ["angry", "angry", "neutral", "sad"]
-  found = shares(wanted, ["angry", "happy", "neutral", "neutral"])
-  assert found["all eight"] == Share(2, 4) and found["the paper's four"] == Share(1, 2)
-  assert found["neutral"] == Share(1, 1) and found["not neutral"] == Share(1, 3)
+  groups = shares(wanted, ["angry", "happy", "neutral", "neutral"])
+  assert groups["all eight"] == Share(2, 4) and groups["the paper's four"] == Share(1, 2)
+  assert groups["neutral"] == Share(1, 1) and groups["not neutral"] == Share(1, 3)
   # Wilson 1927, worked out elsewhere: 15 of 20.
   assert Share(15, 20).interval == pytest.approx((0.5313, 0.8881), abs=5e-5)
   assert Share(20, 20).interval[1] == pytest.approx(1) and str(Share(0, 0)) == "none"
@@ -26,9 +26,9 @@ def test_shares_by_group_and_wilsons_interval():
 def test_a_late_mouth_is_found_late():
   true = np.random.default_rng(0).standard_normal(60)
   late = np.concatenate([np.zeros(3), true[:-3]])
-  found = lip_sync.correlations(late, true)
-  assert found[lip_sync.OFFSETS == 3] == pytest.approx(1) and abs(found[lip_sync.OFFSETS == 0]) < 0.5
-  assert lip_sync.best_offset(found[None]) == 3
+  correlations = lip_sync.correlations(late, true)
+  assert correlations[lip_sync.OFFSETS == 3] == pytest.approx(1) and abs(correlations[lip_sync.OFFSETS == 0]) < 0.5
+  assert lip_sync.best_offset(correlations[None]) == 3
   assert lip_sync.best_offset(lip_sync.correlations(true, late)[None]) == -3
   assert np.isnan(lip_sync.correlations(np.ones(60), true)).all(), "a mouth that stands still follows nothing"
 
@@ -62,11 +62,11 @@ def test_likeness_and_the_nearest_of_a_gallery():
 def test_a_way_is_steady_or_is_not():
   start, end, scale = np.array([0.0, 1.0]), np.array([1.0, 0.0]), np.array([1.0, 2.0])
   steps = np.linspace(start, end, 9)
-  found = interpolation.positions(steps, start, end, scale)
-  np.testing.assert_allclose(found, np.linspace(0, 1, 9))
-  assert interpolation.monotony(found) == pytest.approx(1)
-  assert interpolation.monotony(found[::-1]) == pytest.approx(-1)
-  assert interpolation.monotony(found[[0, 2, 1, 3, 4, 5, 6, 7, 8]]) < 1
+  positions = interpolation.positions(steps, start, end, scale)
+  np.testing.assert_allclose(positions, np.linspace(0, 1, 9))
+  assert interpolation.monotony(positions) == pytest.approx(1)
+  assert interpolation.monotony(positions[::-1]) == pytest.approx(-1)
+  assert interpolation.monotony(positions[[0, 2, 1, 3, 4, 5, 6, 7, 8]]) < 1
 
 
 def test_nearness_is_below_one_where_emotions_say_more_than_people():
@@ -78,18 +78,18 @@ def test_nearness_is_below_one_where_emotions_say_more_than_people():
 
 def test_what_a_trial_mixes_is_of_different_people():
   world = World(seed=3, people=4, size=64, seconds=1.0)
-  cases = list(world.cases("others' clips", 8))
-  assert len({case.name for case in cases}) == 8 and {case.wanted for case in cases} == {case.wanted for case in cases}
+  trials = drawn_cases(world, 4).trials
+  cases = list(trials["others' clips"])
+  assert len({case.name for case in cases}) == 4 and len({case.wanted for case in cases}) > 1
   for case in cases:
     assert case.shown != case.wanted == case.emotion.emotion
     assert case.emotion.person % 4 != case.person and len(case.audio) == 640 * len(case.opening) <= 16000
-    assert case.portrait.shape == case.neutral.shape == (64, 64, 3)
-  assert {case.shown for case in world.cases("label", 4)} == {"neutral"}
-  own = next(world.cases("own clip", 1))
+    assert case.portrait.shape == case.rest.shape == (64, 64, 3)
+  assert {case.shown for case in trials["label"]} == {"neutral"}
+  own = trials["own clip"][0]
   np.testing.assert_array_equal(own.audio, own.emotion.audio[: len(own.audio)])
-  assert sorted(case.wanted for case in world.cases("own clip", 8)) != ["angry"] * 8
-  with pytest.raises(InputError, match="not known; choose from own clip"):
-    next(world.cases("nothing", 1))
+  assert len(own.true_frames()) == len(own.opening), "the true clip is known where sound and emotion are of one"
+  assert cases[0].true_frames is None
   with pytest.raises(InputError, match="at least 3"):
     World(people=2)
   assert set(TRIALS) == {"own clip", "label", "others' clips"}

@@ -17,8 +17,8 @@ from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_
 from dicetalk_jax.data.encode.networks import check_encoded_with, fingerprint
 from dicetalk_jax.data.encode.record import FORMAT, VERSION
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.evaluation.ablations import judged_rows, run_ablations
-from dicetalk_jax.evaluation.measuring import MEASURED, Measuring, MeasuringNetwork
+from dicetalk_jax.evaluation.ablations import held_out_rows, run_ablations
+from dicetalk_jax.evaluation.networks.measuring import MEASURED, Measuring, MeasuringNetwork
 from dicetalk_jax.parallel.mesh import MeshConfig
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training import adaptation
@@ -195,12 +195,12 @@ def test_what_is_judged_has_every_emotion_alike(config, monkeypatch):
     for clip, emotion in enumerate([0, 1, 4] * 6)
   ]
   monkeypatch.setattr("dicetalk_jax.evaluation.ablations.diffusion_batches", lambda *of, **options: _Open(rows))
-  assert len(judged_rows(config)) == 18
-  chosen = judged_rows(config, 9)
+  assert len(held_out_rows(config)) == 18
+  chosen = held_out_rows(config, 9)
   assert sorted(int(row["emotion"]) for row in chosen) == [0] * 3 + [1] * 3 + [4] * 3
   assert len({int(row["clip"]) for row in chosen}) == 9
-  assert [int(row["clip"]) for row in judged_rows(config, 9)] == [int(row["clip"]) for row in chosen]
-  assert len(judged_rows(config, 100)) == 18
+  assert [int(row["clip"]) for row in held_out_rows(config, 9)] == [int(row["clip"]) for row in chosen]
+  assert len(held_out_rows(config, 100)) == 18
 
 
 class _Open(list):
@@ -220,7 +220,7 @@ def test_an_ablation_is_judged_once(config, tmp_path, monkeypatch):
     config, emotional=(str(folder),), loop=LoopConfig(steps=1), samples=SamplesConfig(steps=2)
   )
   # Of the angry none is of the highest level.
-  assert [EMOTIONS[row["emotion"]] for row in judged_rows(config)] == ["neutral"] * 3
+  assert [EMOTIONS[row["emotion"]] for row in held_out_rows(config)] == ["neutral"] * 3
   params = jax.jit(MeasuringNetwork().init)(jax.random.key(0), *2 * [np.zeros((1, 64, 64, 3))])["params"]
   spread = np.ones(len(MEASURED), np.float32)
   measuring = Measuring(params, 0 * spread, spread, (64, 64))

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from dicetalk_jax.data.build.synthetic import test_person as unseen
-from dicetalk_jax.evaluation.cases import World
+from dicetalk_jax.evaluation.drawn_cases import World
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.media.image import clip_pixels
 from dicetalk_jax.vocabulary import EMOTIONS, SAMPLE_RATE

@@ -1,17 +1,16 @@
-"""Fréchet distance between Gaussians of features (Heusel et al. 2017), of frames and of short pieces of video."""
+"""Fréchet distance between Gaussians of features (Heusel et al. 2017), for frames and for pieces of video."""
 
 import numpy as np
 from scipy.linalg import eigh
 
-# Frames of a piece of video.
-PIECE = 8
+PIECE = 8  # frames in a piece of video
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
   """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁ C₂)^½) of features (n, d) and (m, d), in float64.
 
-  The trace of the root is taken as that of (C₁^½ C₂ C₁^½)^½, which is symmetric, so that singular covariances do not
-  disturb. NaN of fewer than two.
+  The trace of the root is that of (C₁^½ C₂ C₁^½)^½, which is symmetric, so singular covariances are no problem.
+  NaN when either side has fewer than two rows.
   """
   if min(len(first), len(second)) < 2:
     return float("nan")
@@ -26,9 +25,10 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def video_features(features: np.ndarray, piece: int = PIECE) -> np.ndarray:
-  """Of frames' features (n, d) of one clip, those of its pieces (n // piece, 3 · d): mean, deviation, and mean change.
+  """Frame features (n, d) of one clip -> features of its pieces (n // piece, 3 · d).
 
-  The change is that from frame to frame, without its sign, which tells trembling and standing still from speaking.
+  Per piece: mean, standard deviation and mean absolute change between frames. The change separates jitter and frozen
+  frames from speech.
   """
   count = len(features) // piece
   pieces = np.asarray(features[: count * piece]).reshape(count, piece, -1)

@@ -1,0 +1,1 @@
+"""Metrics, one per module: arrays in, numbers out."""
