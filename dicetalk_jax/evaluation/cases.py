@@ -51,7 +51,7 @@ class Cases:
   """All cases of an evaluation.
 
   trials: name -> cases, one column of the report each; descriptions: trial -> where portrait, sound and emotion come
-  from. gallery (k, h, w, 3): one portrait per person, among whom a face is looked up. ways: interpolations between two
+  from. gallery: one portrait (h, w, 3) per person, among whom a face is looked up. ways: interpolations between two
   emotions. clips: (person, emotion as an index of EMOTIONS, clip that `ClipEmbedder.prior` takes), for the clustering
   of priors. description: one line for the report. settings: what identifies these cases as JSON values, so that an
   evaluation resumes only with the same ones; the number of cases is not part of it, since more may be added.
@@ -59,7 +59,7 @@ class Cases:
 
   trials: Mapping[str, Sequence[Case]]
   descriptions: Mapping[str, str]
-  gallery: np.ndarray
+  gallery: Sequence[np.ndarray]
   ways: Sequence[Way] = ()
   clips: Sequence[tuple[int, int, Any]] = ()
   description: str = ""

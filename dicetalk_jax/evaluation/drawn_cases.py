@@ -127,10 +127,9 @@ class World:
     ]
     return Way(self.own(i, WAY[0]), self.own(i, WAY[1]), steps)
 
-  def gallery(self, count: int) -> np.ndarray:
-    """Portraits (count, size, size, 3) of the first `count` people with all face parameters 0."""
-    rest = np.zeros((1, len(PARAMETERS)), np.float32)
-    return np.concatenate([render(draw_identity(test_person(self.seed, i)), rest, self.size) for i in range(count)])
+  def face_at_rest(self, i: int) -> np.ndarray:
+    """Portrait (size, size, 3) of person i with all face parameters 0."""
+    return render(draw_identity(test_person(self.seed, i)), np.zeros((1, len(PARAMETERS)), np.float32), self.size)[0]
 
 
 def drawn_cases(world: World, count: int = 64) -> Cases:
@@ -143,7 +142,7 @@ def drawn_cases(world: World, count: int = 64) -> Cases:
   return Cases(
     trials={trial: Lazy(count, functools.partial(world.trial_case, trial)) for trial in TRIALS},
     descriptions=TRIALS,
-    gallery=world.gallery(max(_GALLERY, world.people)),
+    gallery=Lazy(max(_GALLERY, world.people), world.face_at_rest),
     ways=Lazy(min(world.people, -(-count // _CLIPS_PER_WAY)), world.way),
     clips=Lazy(world.people * len(EMOTIONS) * _PRIOR_TAKES, prior_clip),
     description=f"{count} videos per trial, {world.people} people of the test split of seed {world.seed}, at most "

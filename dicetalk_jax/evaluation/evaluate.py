@@ -93,7 +93,7 @@ def evaluate(
     "measuring network": measuring.identity,
   }
   runner = _Runner(talker, measuring, Store(out, settings), generation)
-  gallery = measuring(cases.gallery, cases.gallery[0]).identity
+  gallery = runner.gallery(cases.gallery)
 
   def items(stage, sequence):
     for i, item in enumerate(sequence):
@@ -148,20 +148,29 @@ class _Runner:
       video = self._talker.generate(case.portrait, case.audio, case.emotion, **options)
       seconds = time.perf_counter() - start
       frames = video.frames if video.fps == FPS else np.repeat(video.frames, round(FPS / video.fps), axis=0)
-      return self._measure(frames if case.opening is None else frames[: len(case.opening)], case, seconds)
+      return self._measure(frames if case.opening is None else frames[: len(case.opening)], case.rest, seconds)
 
     return self._once(case.name, measure)
 
   def true_clip(self, case: Case) -> Measurement:
-    return self._once(f"true_{case.name}", lambda: self._measure(case.true_frames(), case))
+    return self._once(f"true_{case.name}", lambda: self._measure(case.true_frames(), case.rest))
+
+  def gallery(self, portraits) -> np.ndarray:
+    """Identity features (k, d) of k portraits."""
+
+    def measure():
+      pictures = np.stack(list(portraits))
+      return self._measure(pictures, pictures[0])
+
+    return self._once(f"gallery_{len(portraits)}", measure).identity
 
   def _once(self, name, measure):
     if (measurement := self._store.get(name)) is None:
       self._store.put(name, measurement := measure())
     return measurement
 
-  def _measure(self, frames, case, seconds=0.0):
-    measures = self._measuring(frames, case.rest)
+  def _measure(self, frames, rest, seconds=0.0):
+    measures = self._measuring(frames, rest)
     strip = np.concatenate(list(np.asarray(frames)[np.linspace(0, len(frames) - 1, _STRIP).astype(int)]), axis=1)
     if strip.dtype != np.uint8:
       strip = np.rint(255 * strip).astype(np.uint8)

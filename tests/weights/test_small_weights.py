@@ -70,7 +70,7 @@ def test_a_portrait_speaks_and_stays_the_person(weights):
     found = np.asarray(encoder.apply({"params": params}, np.stack([clip_pixels(picture) for picture in pictures])))
     return found / np.linalg.norm(found, axis=-1, keepdims=True)
 
-  gallery = embedded(world.gallery(6))
+  gallery = embedded([world.face_at_rest(i) for i in range(6)])
   for frames in made.values():
     found = embedded(np.rint(255 * frames).astype(np.uint8)).mean(0)
     assert (gallery @ found).argmax() == 2
