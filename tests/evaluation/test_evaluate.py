@@ -43,9 +43,7 @@ def test_an_evaluation_goes_on_and_tells_what_it_was(tmp_path, capsys):
   first = (tmp_path / "out" / "report.md").read_text()
   # Again: only the video whose file is incomplete is generated.
   gallery, incomplete, *others = sorted((tmp_path / "out" / "measured").iterdir())
-  assert len(others) == 2 + 3 + 9 + 1, (
-    "labels, true clips, steps of the way, and the one of its ends that is no trial's"
-  )
+  assert len(others) == 2 + 3 + 9 + 1, "labels, true clips, way steps, and its one end that is in no trial"
   incomplete.write_bytes(incomplete.read_bytes()[:100])
   before = [path.stat().st_mtime_ns for path in (incomplete, gallery, *others)]
   assert main(line) == 0
