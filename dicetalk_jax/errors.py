@@ -19,3 +19,8 @@ class OutputError(DiceTalkError):
 
 class MissingDependencyError(DiceTalkError):
   """An optional package that this call needs; the text gives the extra that installs it."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+  """Whether the host or a device had too little memory: XLA says so in the text of its errors alone."""
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

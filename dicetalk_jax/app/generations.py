@@ -18,7 +18,7 @@ from dicetalk_jax.app.inputs import jpeg_url, said
 from dicetalk_jax.app.requests import Request
 from dicetalk_jax.app.results import Result, Results
 from dicetalk_jax.app.uploads import Uploads
-from dicetalk_jax.errors import DiceTalkError, InputError
+from dicetalk_jax.errors import DiceTalkError, InputError, out_of_memory
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.media.image import resize
 
@@ -167,7 +167,7 @@ class Generations:
         text = said(DiceTalkError(text), upload)
       return FAILED, text
     except Exception as error:
-      if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+      if out_of_memory(error):
         return FAILED, "The device has too little memory for this; try a smaller size."
       # Whoever runs the server reads this; a visitor could do nothing with it.
       traceback.print_exc(file=sys.stderr)

@@ -3,8 +3,6 @@
 import contextlib
 import importlib.metadata
 import os
-import signal
-import threading
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +14,8 @@ from rich.progress import (
   TimeElapsedColumn,
   TimeRemainingColumn,
 )
+
+from dicetalk_jax.files import interrupts
 
 console = Console(stderr=True, highlight=False)
 
@@ -53,24 +53,15 @@ def progress_bars(of_bytes=False, one_bar=False):
 def interruptible():
   """Gives a function that raises the KeyboardInterrupt of an earlier Ctrl-C.
 
-  One that comes while JAX runs a callback from C++ is raised there, printed and lost.
+  JAX calls some callbacks from C++, where a KeyboardInterrupt is printed and lost.
   """
-  interrupted = threading.Event()
+  with interrupts(at_once=True) as interrupted:
 
-  def interrupt(*_):
-    interrupted.set()
-    raise KeyboardInterrupt
+    def stop_if_interrupted():
+      if interrupted.is_set():
+        raise KeyboardInterrupt
 
-  def stop_if_interrupted():
-    if interrupted.is_set():
-      raise KeyboardInterrupt
-
-  before = signal.signal(signal.SIGINT, interrupt) if threading.current_thread() is threading.main_thread() else None
-  try:
     yield stop_if_interrupted
-  finally:
-    if before is not None:
-      signal.signal(signal.SIGINT, before)
 
 
 def use_fast_convolutions():

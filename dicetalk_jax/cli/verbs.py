@@ -18,7 +18,7 @@ from dicetalk_jax.cli.release import Average, Convert, Download, Export, Info, P
 from dicetalk_jax.cli.terminal import console, use_fast_convolutions
 from dicetalk_jax.cli.train import Train, spelt_out
 from dicetalk_jax.config import GenerationConfig, load_preset
-from dicetalk_jax.errors import DiceTalkError
+from dicetalk_jax.errors import DiceTalkError, out_of_memory
 
 _VERBS = {
   "download": Download,
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
     console.print("stopped before the end; what was complete before is untouched")
     return 130
   except (MemoryError, RuntimeError) as error:
-    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+    if not out_of_memory(error):
       # Where another process of this run has ended, that is what is to be told.
       from dicetalk_jax.parallel import hosts
 

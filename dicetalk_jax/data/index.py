@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dicetalk_jax.data.sets import Records
+from dicetalk_jax.files import new_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,8 @@ class Index:
 
   def save(self, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-      with partial.open("wb") as file:
-        np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
-      os.replace(partial, path)
-    finally:
-      partial.unlink(missing_ok=True)
+    with new_file(path) as temporary, temporary.open("wb") as file:
+      np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
   @classmethod
   def load(cls, path: Path) -> "Index | None":

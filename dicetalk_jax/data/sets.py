@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
-import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dicetalk_jax.errors import InputError, OutputError
-from dicetalk_jax.files import expanded
+from dicetalk_jax.files import expanded, lock, new_file, remove_partial, require_space
 
 VERSION = "1.0.0"
 SHARD_CLIPS = 16
@@ -46,51 +44,46 @@ def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
   """Writes serialised examples; `path` appears when it is complete. Raises OutputError when writing fails."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  partial = path.with_name(path.name + _UNFINISHED)
   records = size = 0
   try:
-    # Records are read one at a time, in random order.
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    try:
-      for example in examples:
-        # The writer buffers, and reports a full disk badly.
-        buffered = size - (partial.stat().st_size if partial.exists() else 0)
-        require_space(path.parent, len(example) + max(0, buffered))
-        writer.write(example)
-        records, size = records + 1, size + len(example)
-    finally:
-      writer.close()
-    os.replace(partial, path)
-  except (OSError, RuntimeError) as error:
-    reason = getattr(error, "strerror", None) or _write_error(partial)
+    remove_partial(path)
+    with new_file(path) as temporary:
+      try:
+        # Records are read one at a time, in random order.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        try:
+          for example in examples:
+            # The writer buffers, and reports a full disk badly.
+            buffered = size - (temporary.stat().st_size if temporary.exists() else 0)
+            check_space(path.parent, len(example) + max(0, buffered))
+            writer.write(example)
+            records, size = records + 1, size + len(example)
+        finally:
+          writer.close()
+      except RuntimeError as error:
+        raise _write_error(temporary) from error
+  except OSError as error:
     raise OutputError(
-      f"{path} cannot be written ({reason}); finished files are kept: make space or repair the folder, and run the "
-      "same command again"
+      f"{path} cannot be written ({error.strerror or error}); finished files are kept: make space or repair the folder, "
+      "and run the same command again"
     ) from error
-  finally:
-    partial.unlink(missing_ok=True)
   return Shard(records, size)
 
 
-def _write_error(path: Path) -> str:
+def _write_error(path: Path) -> OSError:
   """The system's error for writing to a file, which array_record does not report."""
   try:
     with path.open("ab") as file:
       file.write(bytes(1 << 16))
       os.fsync(file.fileno())
   except OSError as error:
-    return error.strerror or str(error)
-  return "the disk is full, or failed"
+    return error
+  return OSError("the disk is full, or failed")
 
 
-def require_space(folder: Path, size: int, margin: int = 1 << 20) -> None:
-  """Raises OutputError when a disk has no room for `size` bytes and a margin; writers report that badly, or late."""
-  free = shutil.disk_usage(folder).free
-  if free < size + margin:
-    raise OutputError(
-      f"the disk of {folder} is full ({free / 1e6:.1f} MB left); finished files are kept: make space and run the same "
-      "command again"
-    )
+def check_space(folder: Path, size: int) -> None:
+  """Raises OutputError when the disk has no room for `size` bytes and 1 MiB more."""
+  require_space(folder, size + (1 << 20), "Finished files are kept: make space and run the same command again.")
 
 
 def write_info(folder: Path, name: str, features, splits: Mapping[str, Sequence[Shard]], description: str = "") -> None:
@@ -265,11 +258,5 @@ def _damaged(path) -> InputError:
 def locked(folder: Path) -> Iterator[None]:
   """Locks a folder for one writer; InputError when another process holds it. The lock ends with its process."""
   folder.mkdir(parents=True, exist_ok=True)
-  with (folder / ".lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise InputError(
-        f"another process is writing {folder}; wait for its end, stop it, or give another folder"
-      ) from None
+  with lock(folder / ".lock", f"another process is writing {folder}; wait until it ends, or give another folder"):
     yield

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
 from dicetalk_jax.errors import InputError, OutputError
+from dicetalk_jax.files import expanded, new_file, write_json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,13 +35,13 @@ class Store:
   """
 
   def __init__(self, folder: str | os.PathLike, settings: Mapping):
-    self.folder = pathlib.Path(folder).expanduser()
+    self.folder = expanded(folder, "folder of the report")
     settings = json.loads(json.dumps(settings))
     path = self.folder / "settings.json"
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       if not path.is_file():
-        path.write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(settings, path)
       stored = json.loads(path.read_text())
     except (OSError, ValueError) as error:
       raise OutputError(f"{path} cannot be written or read ({error}); give another folder with --out") from error
@@ -63,12 +63,10 @@ class Store:
 
   def put(self, name: str, measurement: Measurement) -> None:
     path = self._path(name)
-    partial = path.with_suffix(".unfinished")
     try:
       path.parent.mkdir(exist_ok=True)
-      with partial.open("wb") as file:
+      with new_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **dataclasses.asdict(measurement))
-      os.replace(partial, path)
     except OSError as error:
       raise OutputError(f"{path} cannot be written ({error}); earlier measurements are kept") from error
 

@@ -13,10 +13,10 @@ from dicetalk_jax.data.encode.record import encoded_clip, open_encoded
 from dicetalk_jax.data.index import Index
 from dicetalk_jax.data.sets import Records
 from dicetalk_jax.errors import InputError, OutputError
+from dicetalk_jax.files import check_new, expanded, new_file
 from dicetalk_jax.inference.clips import ClipEmbedder, pooled
 from dicetalk_jax.vocabulary import EMOTIONS, LEVELS
 from dicetalk_jax.weights.folder import Weights
-from dicetalk_jax.weights.store import check_new, expanded
 
 # MEAD has it at one level, whatever level is asked of the others.
 _WITHOUT_LEVELS = "neutral"
@@ -52,11 +52,12 @@ class LabelPriors:
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes `<label>.npz` with mu and sigma, as `read_prior` reads them; OutputError where that cannot be."""
-    folder = expanded(folder, OutputError)
+    folder = expanded(folder, "folder of priors", OutputError)
     try:
       folder.mkdir(parents=True, exist_ok=True)
       for label, prior in self.priors.items():
-        np.savez(folder / f"{label}.npz", **prior)
+        with new_file(folder / f"{label}.npz") as temporary, temporary.open("wb") as file:
+          np.savez(file, **prior)
     except OSError as error:
       raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from error
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -15,7 +14,7 @@ import numpy as np
 import soxr
 
 from dicetalk_jax.errors import InputError, OutputError
-from dicetalk_jax.files import existing_file, expanded
+from dicetalk_jax.files import check_file, existing_file, expanded, fitting_name, new_file
 from dicetalk_jax.media.image import resize
 from dicetalk_jax.media.packets import decoded
 
@@ -42,19 +41,7 @@ def check_target(path) -> Path:
   if path.suffix.lower() not in CONTAINERS:
     found = f"ends in '{path.suffix}'" if path.suffix else "has no ending"
     raise InputError(f"video {path} {found}; give a name that ends in {', '.join(CONTAINERS)}")
-  try:
-    if path.is_dir():
-      raise InputError(f"video {path} is a folder; give the name of a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-  except FileExistsError as error:
-    raise OutputError(f"video {path} cannot be written: {path.parent} is a file, not a folder") from error
-  except OSError as error:
-    raise OutputError(f"video {path} cannot be written: its folder cannot be made ({error.strerror})") from error
-  try:
-    with tempfile.TemporaryFile(dir=path.parent):
-      pass
-  except OSError as error:
-    raise OutputError(f"video {path} cannot be written: its folder takes no file ({error.strerror})") from error
+  check_file(path, "video")
   return path
 
 
@@ -87,36 +74,19 @@ def write_video(
   # Frames of an iterator exist nowhere else should writing fail.
   written: list[np.ndarray] = []
   path = expanded(path, "video")
-  partial = _partial(path, os.getpid())
   try:
     check_target(path)
     stream = _remember(itertools.chain([first], frames), written)
-    _encode(partial, stream, total, fps, audio, sample_rate, progress, size, comment)
-    os.replace(partial, path)
+    with new_file(path) as temporary:
+      container = CONTAINERS[path.suffix.lower()]
+      _encode(temporary, container, stream, total, fps, audio, sample_rate, progress, size, comment)
   except (OSError, av.FFmpegError, OutputError) as error:
     rest = frames if written else itertools.chain([first], frames)
     kept = keep_frames(np.stack([*written, *rest]), path, fps, audio, sample_rate)
     where = f"the frames are kept in {kept}" if kept else "the frames could not be kept anywhere either"
     reason = error if isinstance(error, OutputError) else f"video {path} cannot be written: {error.strerror or error}"
     raise OutputError(f"{reason}; {where}") from error
-  finally:
-    # Where the folder itself is not one, there is nothing to remove.
-    if partial.parent.is_dir():
-      partial.unlink(missing_ok=True)
   return path
-
-
-def _partial(path, process) -> Path:
-  return path.with_name(f".{path.stem}.{process}.partial{path.suffix}")
-
-
-def remove_partial(path: Path) -> None:
-  """Removes what processes that were killed while they wrote this video have left beside it."""
-  before, after = _partial(path, "\0").name.split("\0")
-  for found in path.parent.iterdir():
-    name = found.name
-    if name.startswith(before) and name.endswith(after) and name[len(before) : -len(after)].isdigit():
-      found.unlink(missing_ok=True)
 
 
 def read_comment(path: Path) -> str | None:
@@ -139,7 +109,7 @@ def keep_frames(frames: np.ndarray, target, fps: float, audio=None, sample_rate:
   sound = {} if audio is None else {"audio": np.asarray(audio, np.float32), "sample_rate": sample_rate}
   for folder in (target.parent, Path.cwd(), Path(tempfile.gettempdir())):
     for number in itertools.count(1):
-      path = folder / f"{target.stem}-frames{'' if number == 1 else f'-{number}'}.npz"
+      path = folder / fitting_name(folder, target.stem, f"-frames{'' if number == 1 else f'-{number}'}.npz")
       try:
         with path.open("xb") as file:
           try:
@@ -170,8 +140,7 @@ def _to_uint8(frame) -> np.ndarray:
   return np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
 
 
-def _encode(path, frames, total, fps, audio, sample_rate, progress, size, comment):
-  container_format = CONTAINERS[path.suffix.lower()]
+def _encode(path, container_format, frames, total, fps, audio, sample_rate, progress, size, comment):
   # The index goes to the front, so that a browser plays the file while it loads.
   options = {} if container_format == "matroska" else {"movflags": "+faststart"}
   fps = Fraction(fps).limit_denominator(1001)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax
 
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, out_of_memory
 from dicetalk_jax.files import readable_size
 from dicetalk_jax.parallel.flops import Flops, count_flops, programs_within, size
 from dicetalk_jax.parallel.mesh import MeshConfig, batch_parts, check_batch_size
@@ -247,7 +247,7 @@ def _program(outline, placement, compiler, text) -> Program:
   try:
     compiled = _compiled(lowered, _OPTIONS if compiler == "cpu" else None)
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not out_of_memory(error):
       raise
     said = re.search(r"Used [\d.]+\w of [\d.]+\w \w+\.", str(error))
     return Program(compiler, problem=said[0] if said else str(error).splitlines()[0])

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from dicetalk_jax.errors import OutputError, WeightsError
-from dicetalk_jax.files import readable_size
+from dicetalk_jax.errors import OutputError, WeightsError, out_of_memory
+from dicetalk_jax.files import free_space, readable_size
 from dicetalk_jax.parallel.hosts import gather, is_first, wait_for_all
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.training.state import TrainState
@@ -91,7 +91,7 @@ class Checkpoints:
     try:
       # Asked first: Orbax would fill the disk to the brim before it fails.
       # Of several hosts all or none begin to write: each would wait for the others.
-      wants = gather([needed, shutil.disk_usage(self._folder).free])
+      wants = gather([needed, free_space(self._folder)])
       needed, free = sum(of[0] for of in wants), min(of[1] for of in wants)
       if free < needed:
         raise OSError(errno.ENOSPC, f"it needs {readable_size(needed)}, and {readable_size(free)} are free")
@@ -123,7 +123,7 @@ class Checkpoints:
       except WeightsError:
         raise
       except Exception as error:  # Orbax and TensorStore have many names for a damaged file
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if out_of_memory(error):
           raise
         failure = _reason(error)
       # Each host reads parts of its own: where one cannot, all take the one before.

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import enum
-import fcntl
 import functools
 import os
 import pathlib
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
+from dicetalk_jax.files import interrupts, lock
 from dicetalk_jax.parallel.hosts import is_first
 from dicetalk_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from dicetalk_jax.training.checkpoints import Checkpoints, show
@@ -113,7 +113,7 @@ def train(
       data.set_state(data_state)
     begin = step = int(state.step)
     log = stack.enter_context(EventLog(folder / "log", begin + 1, warn, silent=not is_first()))
-    stop = stack.enter_context(_stopping())
+    stop = stack.enter_context(interrupts((signal.SIGTERM, signal.SIGINT)))
     clock = _Clock(begin)
     pending, asked = None, _Asked(stop)
 
@@ -182,29 +182,21 @@ def _check(config: LoopConfig) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
-  """Holds the folder of a run for this process; one that is killed frees it. On a disk without locks it holds nothing.
+  """Holds the folder of a run for this process.
 
   The hosts of one run share its folder: the first of them holds it.
   """
   if jax.process_index():
     yield
     return
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    place = os.open(folder, os.O_RDONLY)
-  except OSError as error:
-    raise OutputError(f"{folder} cannot hold a run: {error.strerror}; name another folder.") from error
-  try:
-    with contextlib.suppress(OSError):
-      try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        raise InputError(
-          f"another process trains in {folder}; wait for its end, stop it, or train in another folder"
-        ) from None
+  busy = f"another process trains in {folder}; wait until it ends, stop it, or train in another folder"
+  with contextlib.ExitStack() as stack:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(lock(folder, busy))
+    except OSError as error:
+      raise OutputError(f"{folder} cannot hold a run: {error.strerror}; name another folder.") from error
     yield
-  finally:
-    os.close(place)
 
 
 def _next(data: Data, accumulate: int, step: int) -> dict[str, np.ndarray]:
@@ -277,26 +269,3 @@ class _Clock:
     before = time.perf_counter()
     yield
     self._since += time.perf_counter() - before
-
-
-@contextlib.contextmanager
-def _stopping():
-  """An event that SIGTERM and the first Ctrl-C set; the second Ctrl-C raises KeyboardInterrupt."""
-  stop = threading.Event()
-
-  def ask(number, _):
-    if stop.is_set() and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    stop.set()
-
-  before = {}
-  if threading.current_thread() is threading.main_thread():
-    for number in (signal.SIGTERM, signal.SIGINT):
-      # What is started in the background of a shell has Ctrl-C ignored, and keeps it so.
-      if signal.getsignal(number) is not signal.SIG_IGN:
-        before[number] = signal.signal(number, ask)
-  try:
-    yield stop
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)

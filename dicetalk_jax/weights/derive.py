@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from dicetalk_jax.files import write_json
-from dicetalk_jax.parallel.hosts import is_first
+from dicetalk_jax.files import new_folder, stop_if_interrupted, write_json
+from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.release.convert import write_priors
 from dicetalk_jax.weights.release.listing import replaced
 from dicetalk_jax.weights.store import (
@@ -18,9 +18,7 @@ from dicetalk_jax.weights.store import (
   SOURCE,
   in_pieces,
   item_shapes,
-  new_folder,
   read_json,
-  stop_if_interrupted,
   write_item,
 )
 
@@ -42,10 +40,10 @@ def derive(
   """
   flat = {name: flatten_dict(params, sep="/") for name, params in networks.items()}
   needed = sum(leaf.nbytes for params in flat.values() for leaf in params.values())
-  with new_folder(target, needed) as folder:
+  with new_folder(target, needed, hosts) as folder:
     for name, params in flat.items():
       write_item(folder / name, in_pieces(params))
-    if not is_first():
+    if not hosts.is_first():
       return
     for name in old["networks"]:
       if name not in flat:

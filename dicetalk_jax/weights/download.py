@@ -14,10 +14,9 @@ from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
 from dicetalk_jax.errors import OutputError, WeightsError
-from dicetalk_jax.files import readable_size
+from dicetalk_jax.files import expanded, free_space, readable_size
 from dicetalk_jax.weights.networks import NETWORKS
 from dicetalk_jax.weights.release.layouts import DICETALK, candidates, shards
-from dicetalk_jax.weights.store import expanded
 
 Progress = Callable[[str, int, int], None]
 _PARTIAL = ".download"
@@ -41,7 +40,7 @@ def download(
   Raises WeightsError where a repository, file, permission or connection is missing, OutputError where `target` cannot
   be written.
   """
-  target = expanded(target, OutputError)
+  target = expanded(target, "target", OutputError).absolute()
   layout, names = DICETALK, {"own": dicetalk, "svd": svd, "whisper": whisper}
   repositories = {key: _Repository(name, token, endpoint, target, progress) for key, name in names.items()}
   own = repositories["own"]
@@ -113,7 +112,7 @@ class _Repository:
     partial = self.target / _PARTIAL / re.sub(r"\W", "_", f"{self.name}_{name}_{metadata.etag}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     done = partial.stat().st_size if partial.exists() else 0
-    if metadata.size is not None and (free := shutil.disk_usage(self.target).free) < metadata.size - done:
+    if metadata.size is not None and (free := free_space(self.target)) < metadata.size - done:
       needed = f"{readable_size(metadata.size)}, and {readable_size(free)} are free in {self.target}"
       raise OutputError(f"{relative} needs {needed}; what has arrived is kept there.")
     with partial.open("ab") as file, self._explained():

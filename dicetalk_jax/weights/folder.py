@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import readable_size, write_json
-from dicetalk_jax.parallel.hosts import is_first
+from dicetalk_jax.files import expanded, new_folder, readable_size, write_json
+from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.derive import derive
 from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes, row
 from dicetalk_jax.weights.priors import read_priors
@@ -32,10 +32,8 @@ from dicetalk_jax.weights.store import (
   FORMAT,
   PRIORS,
   VERSION,
-  expanded,
   in_pieces,
   item_shapes,
-  new_folder,
   read_config,
   read_item,
   write_item,
@@ -96,7 +94,7 @@ class Weights:
   @classmethod
   def open(cls, folder: str | os.PathLike) -> "Weights":
     """Raises WeightsError for a folder that is missing, another thing, incomplete or of a newer format version."""
-    folder = expanded(folder)
+    folder = expanded(folder, "weights folder", WeightsError).absolute()
     return cls(folder, read_config(folder))
 
   @property
@@ -135,10 +133,10 @@ class Weights:
     config = {k: v for k, v in config.items() if k != "source"} | {"format": FORMAT, "version": VERSION}
     config["networks"] = {name: config["networks"][name] for name in networks}
     size = sum(leaf.nbytes for params in networks.values() for leaf in jax.tree.leaves(params))
-    with new_folder(folder, needed=size) as unfinished:
+    with new_folder(folder, size, hosts) as unfinished:
       for name, params in networks.items():
         write_item(unfinished / name, in_pieces(flatten_dict(params, sep="/")))
-      if is_first():
+      if hosts.is_first():
         if priors:
           write_priors(priors, unfinished / PRIORS)
         write_json(config | {"emotions": sorted(priors or ())}, unfinished / CONFIG)
@@ -274,7 +272,7 @@ def convert_release(
   there; weights without priors have no emotion labels. Raises InputError for priors that cannot be used, and what
   `convert` raises.
   """
-  source = expanded(source)
+  source = expanded(source, "release", WeightsError).absolute()
   if priors_folder is None:
     folders = [source / name for name in layout_of(source).prior_folders]
     priors_folder = next((folder for folder in folders if any(folder.glob("*.npy"))), None)

@@ -7,9 +7,6 @@ import logging
 import math
 import os
 import pathlib
-import shutil
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
@@ -17,9 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from dicetalk_jax.errors import DiceTalkError, OutputError, WeightsError
-from dicetalk_jax.files import readable_size
-from dicetalk_jax.parallel.hosts import is_first, wait_for_all
+from dicetalk_jax.errors import WeightsError, out_of_memory
+from dicetalk_jax.files import free_space, stop_if_interrupted
 
 FORMAT = "dicetalk_jax weights"
 VERSION = 1
@@ -27,18 +23,6 @@ CONFIG = "config.json"
 SOURCE = "source.json"
 PRIORS = "emotion_priors.safetensors"
 RETAINED = "retained"
-_TEMPORARY = ".unfinished"
-_interrupted = threading.Event()
-
-
-def expanded(path: str | os.PathLike, error: type[DiceTalkError] = WeightsError) -> pathlib.Path:
-  """The absolute path, `~` resolved; raises `error` for an empty one and for a home that does not exist."""
-  if not os.fspath(path):
-    raise error("The path is empty; give that of a folder.")
-  try:
-    return pathlib.Path(path).expanduser().absolute()
-  except RuntimeError:
-    raise error(f"{path} is in the home folder of a user that this machine does not have.") from None
 
 
 def _context(alone: bool = False) -> ocp.Context:
@@ -83,7 +67,7 @@ def write_item(folder: pathlib.Path, pieces: Iterable[Mapping[str, np.ndarray]])
   with _context():
     for piece in pieces:
       # Asked before every piece: Orbax's own failure comes with thousands of lines on the terminal.
-      if shutil.disk_usage(folder.parent).free < sum(array.nbytes for array in piece.values()):
+      if free_space(folder) < sum(array.nbytes for array in piece.values()):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       ocp.partial.save(folder, unflatten_dict(piece, sep="/"))
       stop_if_interrupted()
@@ -116,7 +100,7 @@ def _readable(folder: pathlib.Path) -> Iterator[None]:
       logger.setLevel(logging.CRITICAL)
     yield
   except Exception as error:  # Orbax and TensorStore have many names for a damaged file
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if out_of_memory(error):
       raise
     cause = (str(error).strip().splitlines() or [""])[0].rstrip(" .:")[:200]
     raise WeightsError(
@@ -125,90 +109,6 @@ def _readable(folder: pathlib.Path) -> Iterator[None]:
   finally:
     for logger, level in zip(loggers, levels, strict=True):
       logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _interrupt_awaited() -> Iterator[None]:
-  """Ctrl-C takes effect at `stop_if_interrupted`: Orbax, interrupted in the middle, may swallow it or leave threads."""
-  in_charge = threading.current_thread() is threading.main_thread()
-  if not in_charge or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-    yield
-    return
-  _interrupted.clear()
-  signal.signal(signal.SIGINT, lambda *_: _interrupted.set())
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    stop_if_interrupted()
-
-
-def stop_if_interrupted() -> None:
-  """Raises the KeyboardInterrupt of a Ctrl-C that came while a `new_folder` was filled."""
-  if _interrupted.is_set():
-    _interrupted.clear()
-    raise KeyboardInterrupt
-
-
-def check_new(target: str | os.PathLike) -> pathlib.Path:
-  """The path at which a folder is to be made; OutputError where there is something already."""
-  target = expanded(target, OutputError).resolve()
-  if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-    raise OutputError(f"{target} exists and is not an empty folder; name another one, or remove it first.")
-  return target
-
-
-@contextlib.contextmanager
-def new_folder(target: str | os.PathLike, needed: int = 0) -> Iterator[pathlib.Path]:
-  """A folder to fill that takes the name `target` when the block ends well and otherwise leaves nothing.
-
-  What an interrupted process left is removed first. Within the block Ctrl-C waits for `stop_if_interrupted`, which the
-  block calls at places where it may end. Of several processes all enter it, and the first makes and names the folder.
-  Raises OutputError where the target holds something already, cannot be made, or where less than `needed` bytes are
-  free.
-  """
-  target = check_new(target)
-  temporary = target.with_name(f".{target.name}{_TEMPORARY}")
-  if not is_first():
-    wait_for_all(f"{target} is begun")
-    yield temporary
-    wait_for_all(f"{target} is filled")
-    wait_for_all(f"{target} is named")
-    return
-  try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if temporary.exists():
-      shutil.rmtree(temporary)
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-      raise OutputError(f"{target} needs {readable_size(needed)}, and {readable_size(free)} are free there.")
-    with _interrupt_awaited():
-      try:
-        temporary.mkdir()
-        wait_for_all(f"{target} is begun")
-        yield temporary
-        stop_if_interrupted()
-        wait_for_all(f"{target} is filled")
-        temporary.rename(target)
-        wait_for_all(f"{target} is named")
-      finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-  except Exception as error:
-    if reason := _write_failure(error):
-      raise OutputError(f"{target} could not be written: {reason}. Nothing was left there.") from error
-    raise
-
-
-def _write_failure(error: BaseException | None) -> str | None:
-  """The operating system's words where `error` or what caused it is a failure to write."""
-  while error is not None and not isinstance(error, OutputError | WeightsError):
-    if isinstance(error, OSError) and error.errno is not None:
-      return error.strerror
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
-      if os.strerror(code) in str(error):
-        return os.strerror(code)
-    error = error.__cause__ or error.__context__
-  return None
 
 
 def read_json(path: pathlib.Path) -> dict:

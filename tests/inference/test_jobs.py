@@ -133,7 +133,7 @@ BAD_LINES = {
   "huge": (job("a.mp4", size=10**400), "wanted a number"),
   "box of three": (job("a.mp4", face_box=[1, 2, 3]), "face_box is [1, 2, 3], wanted 4 numbers or null"),
   "no such bank": (job("a.mp4", bank="some"), 'bank is "some", wanted "all" or "nearest"'),
-  "no name": (job(""), "the path of the out is empty"),
+  "no name": (job(""), "out: the path is empty"),
   "no possible name": (job("a\0.mp4"), "can be the name of no file"),
   "its own sound": (job("speech.wav"), "out speech.wav is the job's own audio"),
 }
@@ -324,10 +324,10 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.inference import jobs
+from dicetalk_jax import files
+from dicetalk_jax.inference.jobs import runner as jobs
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.video import Video
-from dicetalk_jax.media import video
 
 def kill(*_):
   os.kill(os.getpid(), signal.SIGKILL)
@@ -355,7 +355,7 @@ if where == "named":
 elif where == "recorded":
   os.write = half
 elif where == "written":
-  video.os = type("os", (), dict(vars(os), replace=kill))
+  files.os = type("os", (), dict(vars(os), replace=kill))
 jobs.run_jobs(DiceTalk.load(weights), path, GenerationConfig(size=64))
 """
 
@@ -370,7 +370,7 @@ def test_kills_where_they_hurt(folder, talker, weights, pretend):
     return sorted(found.name for found in folder.glob("[!.]*.mp4"))
 
   # A hidden file is left, and no video.
-  assert killed("written") == [] and len(list(folder.glob(".a.*.partial.mp4"))) == 1
+  assert killed("written") == [] and len(list(folder.glob(".*.partial"))) == 1
   # The job at which the process died comes last now.
   assert killed("named") == ["b.mp4"] and done(folder) == []
   before = stamps(folder)
@@ -419,7 +419,7 @@ def test_hosts_share_a_list_and_another_number_of_them_goes_on(folder, talker, p
 HOLDS = """
 import sys, time
 from pathlib import Path
-from dicetalk_jax.inference.job_records import records_of
+from dicetalk_jax.inference.jobs.results import records_of
 with records_of(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
   print("begun", flush=True)
   time.sleep(60)

@@ -1,10 +1,13 @@
 """The weights folder that a finished run leaves: whole, or the one before, and a word where it cannot be written."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
 from dicetalk_jax.errors import OutputError
-from dicetalk_jax.training.result import replaced, write_result
+from dicetalk_jax.files import replaced_folder
+from dicetalk_jax.training.result import write_result
 from dicetalk_jax.weights.architectures import small_conditioning
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import network_shapes
@@ -29,10 +32,20 @@ def test_a_new_one_takes_the_place_of_the_old(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
-def test_what_was_killed_between_the_two_names_is_not_lost(tmp_path):
+def test_what_was_killed_between_the_two_names_is_not_lost(tmp_path, monkeypatch):
   write(tmp_path / "weights", 1)
-  (tmp_path / "weights").rename(tmp_path / ".weights.old")
-  with pytest.raises(ZeroDivisionError), replaced(tmp_path / "weights"):
+  rename = pathlib.Path.rename
+
+  def killed(path, target):
+    if path.name.endswith(".new"):
+      raise KeyboardInterrupt
+    return rename(path, target)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(pathlib.Path, "rename", killed)
+    write(tmp_path / "weights", 2)
+  assert not (tmp_path / "weights").exists()
+  with pytest.raises(ZeroDivisionError), replaced_folder(tmp_path / "weights"):
     raise ZeroDivisionError
   assert value(tmp_path / "weights") == 1
 

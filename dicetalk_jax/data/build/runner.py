@@ -21,9 +21,10 @@ from typing import Any
 
 from dicetalk_jax.data.index import Index, index_path, row
 from dicetalk_jax.data.records import Clip, Rejected, features
-from dicetalk_jax.data.sets import INFO, Shard, locked, require_space, serialize, shard_name, write_info, write_shard
+from dicetalk_jax.data.sets import INFO, Shard, check_space, locked, serialize, shard_name, write_info, write_shard
 from dicetalk_jax.data.settings import difference
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
+from dicetalk_jax.files import interrupts, new_file, write_json
 from dicetalk_jax.vocabulary import FPS
 
 PLAN = "build.json"
@@ -213,7 +214,7 @@ class _Shard:
             yield part.read(str(i))
 
     facts["bytes"] = write_shard(self.path, examples()).bytes
-    _write_json(self._facts_path, facts | {"file_bytes": self.path.stat().st_size})
+    write_json(facts | {"file_bytes": self.path.stat().st_size}, self._facts_path, indent=None)
     shutil.rmtree(self._parts, ignore_errors=True)
 
 
@@ -239,7 +240,7 @@ def _check_plan(folder, name, jobs, settings, defaults):
   plan = {"name": name, "settings": json.loads(json.dumps(settings)), "files": len(jobs), "listed": listed}
   path = folder / PLAN
   if not path.exists():
-    _write_json(path, plan)
+    write_json(plan, path, indent=None)
     return
   try:
     begun = json.loads(path.read_text())
@@ -264,13 +265,6 @@ def _check_empty(folder):
     raise InputError(f"{folder} holds another data set; give a new folder")
   if others:
     raise InputError(f"{folder} is not empty (it holds {', '.join(others[:3])}); give a new folder")
-
-
-def _write_json(path: Path, value):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f"{path.name}.unfinished")
-  partial.write_text(json.dumps(value))
-  os.replace(partial, path)
 
 
 def _report(folder, shards, rejected) -> Report:
@@ -327,19 +321,15 @@ def _interrupts_held():
 
   A process that is interrupted while it starts prints a traceback.
   """
-  came = []
-  # Blocked signals are inherited; but Python runs a handler in the main thread whichever thread got the signal.
-  main = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None
-  handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if main else None
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if main:
-      signal.signal(signal.SIGINT, handler)
-    if came:
-      signal.raise_signal(signal.SIGINT)
+  # A blocked signal stays blocked in child processes; but Python's main thread hears of one that any thread got.
+  with interrupts() as interrupted:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      yield
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+  if interrupted.is_set():
+    signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -391,20 +381,15 @@ def _write_part(path: Path, results: Iterable[Clip | Rejected], job: Job):
   record = features()
   facts = {"rows": [], "rejected": [], "left_out": {}}
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-  try:
-    with zipfile.ZipFile(partial, "w") as part:
-      for result in results:
-        if isinstance(result, Rejected):
-          facts["rejected"].append((result.clip, result.reason))
-          facts["left_out"][job.name] = job.state
-          continue
-        example = dataclasses.replace(result, split=job.split).example()
-        encoded = serialize(record, example)
-        require_space(path.parent, len(encoded))
-        part.writestr(str(len(facts["rows"])), encoded)
-        facts["rows"].append(row(example))
-      part.writestr("facts.json", json.dumps(facts))
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with new_file(path) as temporary, zipfile.ZipFile(temporary, "w") as part:
+    for result in results:
+      if isinstance(result, Rejected):
+        facts["rejected"].append((result.clip, result.reason))
+        facts["left_out"][job.name] = job.state
+        continue
+      example = dataclasses.replace(result, split=job.split).example()
+      encoded = serialize(record, example)
+      check_space(path.parent, len(encoded))
+      part.writestr(str(len(facts["rows"])), encoded)
+      facts["rows"].append(row(example))
+    part.writestr("facts.json", json.dumps(facts))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -22,8 +21,8 @@ from dicetalk_jax.data.encode.record import (
 )
 from dicetalk_jax.data.index import Index, index_path, row
 from dicetalk_jax.data.sets import INFO, Records, Shard, locked, open_set, serialize, write_info, write_shard
-from dicetalk_jax.errors import InputError, OutputError
-from dicetalk_jax.files import expanded
+from dicetalk_jax.errors import InputError, OutputError, out_of_memory
+from dicetalk_jax.files import expanded, lock, write_json
 from dicetalk_jax.weights.folder import Weights
 
 # Folder of a JSON file for each finished shard.
@@ -92,7 +91,7 @@ def encode(
   }
   try:
     with locked(target / _SHARDS / f"part-{index}-of-{count}"):
-      with _alone(target):
+      with lock(target / ".lock", busy=None):
         _bind(target, config)
       own = shards[index::count]
       todo = [shard for shard in own if not shard.finished]
@@ -105,7 +104,7 @@ def encode(
           shard.write(itertools.islice(counted, shard.length), what)
       complete = all(shard.finished for shard in shards)
       if complete:
-        with _alone(target):
+        with lock(target / ".lock", busy=None):
           _complete(target, shards, what)
   except OSError as error:
     raise OutputError(
@@ -176,14 +175,14 @@ class _Shard:
     try:
       written = write_shard(self.path, examples())
     except _NetworkError as error:
-      if "RESOURCE_EXHAUSTED" in str(error.__cause__):
+      if out_of_memory(error.__cause__):
         raise InputError(
           "the device has too little memory for so many frames at once; run the same command with a smaller --batch"
         ) from error.__cause__
       raise error.__cause__ from None
     Index.of_rows(rows).save(self._index)
     # Last, because the shard is finished when this file exists.
-    _write_json(self._facts, {"bytes": written.bytes, "file_bytes": self.path.stat().st_size})
+    write_json({"bytes": written.bytes, "file_bytes": self.path.stat().st_size}, self._facts, indent=None)
 
 
 def _counted(clips, done, total, progress) -> Iterator[EncodedClip]:
@@ -230,7 +229,7 @@ def _bind(target: Path, config: dict) -> None:
   if begun is None:
     if others := sorted(path.name for path in target.iterdir() if path.name not in (".lock", _SHARDS)):
       raise InputError(f"{target} is not empty (it holds {', '.join(others[:3])}); give a new folder")
-    _write_json(target / CONFIG, config, indent=2)
+    write_json(config, target / CONFIG)
     return
   differences = [
     (begun["data"]["fingerprint"], config["data"]["fingerprint"], f"other clips, those of {begun['data']['folder']}"),
@@ -256,20 +255,3 @@ def _complete(target: Path, shards: list[_Shard], what: str) -> None:
   write_info(
     target, name, features(what), {split: [shard.summary for shard in group] for split, group in splits.items()}
   )
-
-
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-  """Locks the target while it is started or completed; waits for other parts."""
-  with (target / ".lock").open("w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
-
-
-def _write_json(path: Path, value: dict, indent: int | None = None) -> None:
-  partial = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-  try:
-    partial.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)

@@ -5,14 +5,14 @@ Hosts that share a list have a file each, and read those of all.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dicetalk_jax.errors import InputError, OutputError
+from dicetalk_jax.errors import OutputError
+from dicetalk_jax.files import lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,25 +102,26 @@ def records_of(jobs: Path, index: int, count: int) -> Iterator[Records]:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
   except OSError as error:
     raise OutputError(f"results {path} cannot be written: {error.strerror}") from error
+  busy = "another process works on this list and writes {}; wait until it ends, or stop it"
   try:
-    _hold(file, fcntl.LOCK_EX, path)
-    found = {"done": set(), "failed": set()}
-    for other in _all_results(jobs):
-      text = other.read_bytes()
-      whole = text[: text.rfind(b"\n") + 1]
-      if other == path and whole != text:
-        os.truncate(file, len(whole))
-      if other != path and not other.name.endswith(f"-of-{count}.jsonl"):
-        with other.open("rb") as theirs:
-          _hold(theirs.fileno(), fcntl.LOCK_SH, other)
-      for record in map(_record, whole.splitlines()):
-        if record.get("status") in found and isinstance(record.get("digest"), str):
-          found[record["status"]].add(record["digest"])
-    records = Records(path, file, **found)
-    try:
-      yield records
-    finally:
-      records.end()
+    with lock(path, busy.format(path)):
+      digests = {"done": set(), "failed": set()}
+      for other in _all_results(jobs):
+        text = other.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if other == path and whole != text:
+          os.truncate(file, len(whole))
+        if other != path and not other.name.endswith(f"-of-{count}.jsonl"):
+          with lock(other, busy.format(other), shared=True):
+            pass
+        for record in map(_record, whole.splitlines()):
+          if record.get("status") in digests and isinstance(record.get("digest"), str):
+            digests[record["status"]].add(record["digest"])
+      records = Records(path, file, **digests)
+      try:
+        yield records
+      finally:
+        records.end()
   finally:
     os.close(file)
 
@@ -128,16 +129,6 @@ def records_of(jobs: Path, index: int, count: int) -> Iterator[Records]:
 def _all_results(jobs: Path) -> list[Path]:
   name = re.compile(re.escape(jobs.stem) + r"\.results(\.\d+-of-\d+)?\.jsonl")
   return sorted(path for path in jobs.parent.iterdir() if name.fullmatch(path.name))
-
-
-def _hold(file: int, how: int, path: Path) -> None:
-  """Holds a file for this process; one that is killed frees it. On a disk without locks it holds nothing."""
-  try:
-    fcntl.flock(file, how | fcntl.LOCK_NB)
-  except BlockingIOError:
-    raise InputError(f"another process works on this list and writes {path}; wait for its end, or stop it") from None
-  except OSError:
-    pass
 
 
 def _record(line: bytes) -> dict:

@@ -19,12 +19,12 @@ import jax
 from jax._src.distributed import global_state
 
 from dicetalk_jax.config import GenerationConfig
-from dicetalk_jax.errors import DiceTalkError, InputError, OutputError, WeightsError
-from dicetalk_jax.files import existing_file
+from dicetalk_jax.errors import DiceTalkError, InputError, OutputError, WeightsError, out_of_memory
+from dicetalk_jax.files import existing_file, remove_partial
 from dicetalk_jax.inference.jobs.reader import BadLine, Job, read_jobs
 from dicetalk_jax.inference.jobs.results import Result, records_of
 from dicetalk_jax.inference.pipeline import DiceTalk
-from dicetalk_jax.media.video import check_target, read_comment, remove_partial
+from dicetalk_jax.media.video import check_target, read_comment
 from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.store import CONFIG, PRIORS
@@ -219,7 +219,7 @@ def _attempt(make: Callable[[], tuple[str, ...]]) -> tuple[tuple[str, ...], _Fai
   except DiceTalkError as error:
     failure = _Failure(str(error), type(error).__name__, isinstance(error, WeightsError) or _is_full(error))
   except Exception as error:
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if out_of_memory(error):
       sentence = "the device has too little memory for this; try a smaller size, window or decode_chunk"
       failure = _Failure(sentence, "memory")
     else:

@@ -9,7 +9,8 @@ import numpy as np
 import safetensors.numpy
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import write_json
+from dicetalk_jax.files import expanded, new_folder, write_json
+from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.release.source import Release, ReleasedNetwork, Tensor, open_release
 from dicetalk_jax.weights.store import (
   CONFIG,
@@ -18,8 +19,6 @@ from dicetalk_jax.weights.store import (
   RETAINED,
   SOURCE,
   VERSION,
-  expanded,
-  new_folder,
   write_item,
 )
 
@@ -42,10 +41,10 @@ def convert(
   Raises WeightsError for a release that is incomplete, damaged or of another architecture, OutputError where `weights`
   cannot be written.
   """
-  release = open_release(expanded(source))
+  release = open_release(expanded(source, "release", WeightsError).absolute())
   total = sum(t.spec.bytes for network in release.networks for t in network.tensors if t.entry or not slim)
   report = _Report(progress, total)
-  with new_folder(weights, needed=total) as folder:
+  with new_folder(weights, total, hosts) as folder:
     listing = []
     for network in release.networks:
       used = [t for t in network.tensors if t.entry]

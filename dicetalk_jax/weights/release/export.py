@@ -11,18 +11,17 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.files import expanded, new_folder, stop_if_interrupted
+from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.networks import row
 from dicetalk_jax.weights.release.listing import canonical, layout_in
 from dicetalk_jax.weights.release.readers import DTYPES, SAFETENSORS_DTYPES, import_torch
 from dicetalk_jax.weights.store import (
   PRIORS,
   SOURCE,
-  expanded,
-  new_folder,
   read_config,
   read_item,
   read_json,
-  stop_if_interrupted,
 )
 
 
@@ -40,7 +39,7 @@ def export(
   Raises WeightsError where the folder is damaged or, being slim, has not kept what a file needs; OutputError where
   `target` cannot be written; MissingDependencyError without PyTorch.
   """
-  weights = expanded(weights)
+  weights = expanded(weights, "weights folder", WeightsError).absolute()
   config = read_config(weights)
   layout = layout_in(config)
   source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else canonical(weights, config)
@@ -53,7 +52,7 @@ def export(
   needed = sum(
     DTYPES[dtype].itemsize * int(np.prod(shape)) for file in files for _, dtype, shape, *_ in file["tensors"]
   )
-  with new_folder(target, needed) as folder:
+  with new_folder(target, needed, hosts) as folder:
     network, params = None, {}
     for number, file in enumerate(files):
       stop_if_interrupted()

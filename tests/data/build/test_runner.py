@@ -262,7 +262,7 @@ def test_a_disk_that_really_is_full(tmp_path):
     pytest.skip("no file system can be mounted here")
   try:
     work = jobs(["one"] * 40)
-    with pytest.raises(OutputError, match=r"full.*make space"):
+    with pytest.raises(OutputError, match=r"free there.*make space"):
       build(disk / "set", "clips", work, make, {}, workers=1)
     kept = _done(disk / "set")
     assert 0 < kept < 40

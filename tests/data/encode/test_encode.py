@@ -208,7 +208,7 @@ def test_goes_on_after_being_killed(tmp_path, clips, weights, heard):
   assert done.complete and done.kept_shards >= 1 and 0 < done.clips < 4
   assert kept == {path: path.stat().st_mtime_ns for path in kept}
   assert_same_set(folder, heard)
-  assert not list(folder.glob("*unfinished*"))
+  assert not list(folder.glob("*.partial"))
 
 
 def test_bound_to_what_it_was_begun_with(tmp_path, clips, weights, whole):
@@ -307,7 +307,7 @@ def test_a_disk_that_takes_no_more(tmp_path, clips, weights, heard):
     [sys.executable, "-c", FULL, clips, folder, weights.folder], stdout=subprocess.PIPE, text=True, timeout=120
   )
   assert "cannot be written (File too large)" in full.stdout and "make space" in full.stdout, full.stdout
-  assert not (folder / "dataset_info.json").exists() and not list(folder.glob("*unfinished*"))
+  assert not (folder / "dataset_info.json").exists() and not list(folder.glob("*.partial"))
   done = encode(clips, folder, weights, what="audio")
   assert done.complete
   assert_same_set(folder, heard)

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig, PortraitBatchConfig, frame_batches
 from dicetalk_jax.data.batches.speech import SpeechBatchConfig
 from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.files import replaced_folder
 from dicetalk_jax.inference.conditions import whisper_states
 from dicetalk_jax.inference.decoding import decode_frames, interpolate_frames
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
@@ -28,7 +29,6 @@ from dicetalk_jax.training.foundations.autoencoder_start import as_thumbnail
 from dicetalk_jax.training.foundations.frame_interpolator import train_frame_interpolator
 from dicetalk_jax.training.foundations.image_encoder import recognition, train_image_encoder
 from dicetalk_jax.training.loop import Status
-from dicetalk_jax.training.result import replaced
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.initial import initial_weights
 from dicetalk_jax.weights.networks import build
@@ -264,11 +264,11 @@ def test_a_network_joins_the_weights_that_it_begins_with(data, tmp_path):
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
   folder = tmp_path / "weights"
   for word in ("first", "second"):
-    with replaced(folder) as new:
+    with replaced_folder(folder) as new:
       new.mkdir()
       (new / word).touch()
   assert [path.name for path in folder.iterdir()] == ["second"]
-  with pytest.raises(ValueError), replaced(folder) as new:
+  with pytest.raises(ValueError), replaced_folder(folder) as new:
     new.mkdir()
     raise ValueError
   assert [path.name for path in folder.iterdir()] == ["second"]

@@ -27,10 +27,11 @@ from release import (
 )
 
 from dicetalk_jax.errors import OutputError, WeightsError
+from dicetalk_jax.files import new_folder
 from dicetalk_jax.weights.folder import Weights, convert_release
 from dicetalk_jax.weights.networks import NETWORKS, network_shapes
 from dicetalk_jax.weights.release.convert import convert
-from dicetalk_jax.weights.store import new_folder, read_item, write_item
+from dicetalk_jax.weights.store import read_item, write_item
 
 UNET = f"{SVD}/unet/diffusion_pytorch_model.safetensors"
 
