@@ -64,8 +64,8 @@ def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
         raise _write_error(temporary) from error
   except OSError as error:
     raise OutputError(
-      f"{path} cannot be written ({error.strerror or error}); finished files are kept: make space or repair the folder, "
-      "and run the same command again"
+      f"{path} cannot be written ({error.strerror or error}); finished files are kept: make space or repair the "
+      "folder, and run the same command again"
     ) from error
   return Shard(records, size)
 
