@@ -18,7 +18,7 @@ from dicetalk_jax.errors import OutputError
 
 @contextlib.contextmanager
 def _progress():
-  """Bars that also stop the work where a Ctrl-C came while Python tidied up, which would lose it."""
+  """Progress bars that also stop after a Ctrl-C which Python lost in a destructor."""
   with progress_bars() as show, interruptible() as stop_if_interrupted:
 
     def progress(stage, done, total):
@@ -30,13 +30,13 @@ def _progress():
 
 @dataclasses.dataclass(frozen=True)
 class _Building:
-  """Shared by all sets."""
+  """Options of all sets."""
 
   out: pathlib.Path
-  """Folder of the data set: new, or one that the same command has begun, which it then goes on with."""
+  """Folder of the data set. A build that was stopped continues when the command is the same."""
 
   workers: int | None = dataclasses.field(default=None, kw_only=True)
-  """Processes; default: one for each core."""
+  """Number of processes. Default: one for each core."""
 
   def run(self):
     from dicetalk_jax.data.build.tfds import build_set
@@ -49,7 +49,7 @@ class _Building:
 
 @dataclasses.dataclass(frozen=True)
 class BuildSynthetic(_Building):
-  """Draw and speak a set: people who do not exist, with eight emotions at three levels; every factor is known.
+  """Draw a set of people who speak with eight emotions at three levels. Every factor is known.
 
   Example: dicetalk data build synthetic --out data/synthetic --people 40
   """
@@ -59,10 +59,10 @@ class BuildSynthetic(_Building):
 
 @dataclasses.dataclass(frozen=True)
 class _BuildingOfFiles(_Building):
-  """Shared by the sets that are read from files."""
+  """Options of the sets that are read from files."""
 
   root: pathlib.Path
-  """Folder of the set as it was published, or of your videos."""
+  """Folder of the published set, or of your videos."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class BuildVoxceleb2(_BuildingOfFiles):
 
 @dataclasses.dataclass(frozen=True)
 class BuildClips(_BuildingOfFiles):
-  """Build any folder of videos; a labels.csv in it (columns file, identity, emotion, level, …) says what is known.
+  """Build a folder of your own videos. Labels, if any, are in labels.csv (columns file, identity, emotion, level, …).
 
   Example: dicetalk data build clips --root my_videos --out data/mine
   """
@@ -107,34 +107,36 @@ class BuildClips(_BuildingOfFiles):
 
 @dataclasses.dataclass(frozen=True)
 class Encode:
-  """Encode a set with a weights folder, so that training reads no pixels: VAE, CLIP, Whisper. Resumable.
+  """Encode a set with the VAE, CLIP and Whisper of a weights folder, so that training reads no pixels.
+
+  A run that was stopped continues when the command is the same.
 
   Example: dicetalk data encode data/mead encoded/mead --weights weights
   """
 
   data: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="DATA")]
-  """Data set, as `data build` makes it."""
+  """Data set of `dicetalk data build`."""
 
   out: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="OUT")]
-  """Folder of the encoded set: new, or one that the same command has begun."""
+  """Folder of the encoded set."""
 
   weights: pathlib.Path
-  """Weights folder, as `dicetalk convert` makes it."""
+  """Weights folder, as `dicetalk convert` writes it."""
 
   what: Literal["all", "audio"] = "all"
-  """audio: only what the emotion embedder needs."""
+  """all: everything that the diffusion needs. audio: Whisper's states only, enough for the emotion embedder."""
 
   batch: int = 8
-  """Frames encoded together."""
+  """Frames in a batch on each device."""
 
   reference_every: int = 10
-  """A CLIP embedding is made of one frame in so many: these can be the reference of a clip."""
+  """Make a CLIP embedding of every so many frames; these frames can be the reference portrait of a clip."""
 
   part: tuple[int, int] = (0, 1)
-  """I K: encode only files I, I + K, I + 2 K … of the set, so that hosts 0 to K - 1 share the work."""
+  """I K: encode files I, I + K, I + 2 K … only, to share the work between hosts 0 to K - 1."""
 
   dtype: Literal["bfloat16", "float32"] | None = None
-  """What the networks compute in; default: bfloat16 on an accelerator, float32 on a CPU."""
+  """Precision of VAE and CLIP. Default: bfloat16 on an accelerator, float32 on a CPU."""
 
   def run(self):
     from dicetalk_jax.data.encode.runner import encode
@@ -156,7 +158,7 @@ class Encode:
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-  """Print what a set holds, and draw a contact sheet of it.
+  """Print a summary of a set, and draw a contact sheet.
 
   Example: dicetalk data inspect data/mead --sheet mead.png
   """
@@ -165,10 +167,10 @@ class Inspect:
   """Data set, built or encoded."""
 
   sheet: pathlib.Path | None = None
-  """Picture to write: emotions across, identities down (.png)."""
+  """Picture file (.png) for a contact sheet: up to 24 people down, emotions across, three frames of each clip."""
 
   split: str = "train"
-  """Of which the contact sheet is drawn."""
+  """Split of the contact sheet."""
 
   def run(self):
     from dicetalk_jax.data.summary import contact_sheet, summarise
@@ -191,7 +193,7 @@ def _subcommand(name, verb):
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-  """Make a data set: from a published one that you have on disk, from your own videos, or drawn."""
+  """Build a data set from a published set on your disk, from your own videos, or from the drawn world."""
 
   set: tyro.conf.OmitSubcommandPrefixes[
     _subcommand("synthetic", BuildSynthetic)
@@ -207,7 +209,7 @@ class Build:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Make, encode and look at data sets.
+  """Build, encode and inspect data sets.
 
   Example: dicetalk data build synthetic --out data/synthetic
   """

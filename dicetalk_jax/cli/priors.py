@@ -11,34 +11,34 @@ from dicetalk_jax.cli.terminal import progress_bars
 
 @dataclasses.dataclass(frozen=True)
 class Priors:
-  """Make the priors of the emotion labels: what the embedder of a weights folder says of the clips of encoded sets.
+  """Compute the prior of each emotion label from labelled clips, and write a new weights folder with these priors.
 
-  Writes a new weights folder with them, and prints of how many clips and people each was made. A label's mu is the mean
-  of its clips' mu; its sigma squared is the mean of theirs plus the variance of mu from clip to clip.
+  The emotion embedder of the weights folder gives mu and sigma of every clip. A label's mu is the mean over its clips.
+  Its sigma squared is the mean of their sigma squared plus the variance of mu between clips.
 
   Example: dicetalk priors encoded/mead --weights runs/embedder/weights --out weights
   """
 
   data: Annotated[tyro.conf.Positional[tuple[pathlib.Path, ...]], tyro.conf.arg(metavar="DATA")]
-  """Encoded sets, as `dicetalk data encode` makes them; those of its `--what audio` suffice."""
+  """Encoded sets of `dicetalk data encode`; sets of `--what audio` are enough."""
 
   weights: pathlib.Path
   """Weights folder with an emotion embedder."""
 
   out: pathlib.Path
-  """Weights folder to make; it must not exist, or be empty."""
+  """New weights folder; it must not exist, or be empty."""
 
   split: str = "train"
-  """Of the sets."""
+  """Split of the sets to read."""
 
   min_level: int = 0
-  """Only clips of this level of emotion (1 to 3) or a higher one; neutral, which has one level, always counts."""
+  """Use clips of this emotion level (1 to 3) or higher. Neutral has one level and is always used. 0: all."""
 
   partial: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-  """Go on where some of the eight emotions have no clip; the new weights then do not know these labels."""
+  """Continue when some of the eight emotions have no clip. The new weights then lack these labels."""
 
   save: pathlib.Path | None = None
-  """Folder that gets <label>.npz files with mu and sigma too."""
+  """Folder for <label>.npz files with mu and sigma, in addition."""
 
   def run(self):
     from dicetalk_jax.inference.label_priors import write_label_priors
@@ -46,10 +46,10 @@ class Priors:
 
     weights = Weights.open(self.weights)
     with progress_bars() as progress:
-      _, found = write_label_priors(
+      _, priors = write_label_priors(
         weights, self.data, self.out, self.split, self.min_level, self.partial, progress=progress
       )
     if self.save:
-      found.save(self.save)
-    print(found)
-    print(f"{self.out}: weights with these priors" + (f"; {self.save}: a file each" if self.save else ""))
+      priors.save(self.save)
+    print(priors)
+    print(f"{self.out}: weights with these priors" + (f"; {self.save}: a file for each" if self.save else ""))

@@ -1,4 +1,4 @@
-"""Priors of emotion labels: what the embedder says of many labelled clips, put together."""
+"""Priors of emotion labels, pooled over many labelled clips."""
 
 import dataclasses
 import itertools
@@ -18,13 +18,13 @@ from dicetalk_jax.inference.clips import ClipEmbedder, pooled
 from dicetalk_jax.vocabulary import EMOTIONS, LEVELS
 from dicetalk_jax.weights.folder import Weights
 
-# MEAD has it at one level, whatever level is asked of the others.
+# MEAD has it at one level only.
 _WITHOUT_LEVELS = "neutral"
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelPrior:
-  """The Gaussian of a label, mu and sigma (d,) float32, and of how many clips and people it was made."""
+  """The Gaussian of a label: mu and sigma (d,) float32, and the number of its clips and people."""
 
   mu: np.ndarray
   sigma: np.ndarray
@@ -34,24 +34,24 @@ class LabelPrior:
 
 @dataclasses.dataclass(frozen=True)
 class LabelPriors:
-  """Label -> `LabelPrior`; str() of it is a table for people."""
+  """Label -> `LabelPrior`; str() is a table."""
 
   labels: Mapping[str, LabelPrior]
 
   @property
   def priors(self) -> dict[str, dict[str, np.ndarray]]:
-    """As a weights folder takes them."""
+    """The priors as a weights folder takes them."""
     return {label: {"mu": prior.mu, "sigma": prior.sigma} for label, prior in self.labels.items()}
 
   def __str__(self):
     rows = [f"{'label':<12}{'clips':>8}{'people':>8}{'|mu|':>9}{'mean sigma':>12}"]
-    for label, found in self.labels.items():
-      size, spread = np.linalg.norm(found.mu), found.sigma.mean()
-      rows.append(f"{label:<12}{found.clips:>8,}{found.people:>8,}{size:>9.3f}{spread:>12.3f}")
+    for label, prior in self.labels.items():
+      size, spread = np.linalg.norm(prior.mu), prior.sigma.mean()
+      rows.append(f"{label:<12}{prior.clips:>8,}{prior.people:>8,}{size:>9.3f}{spread:>12.3f}")
     return "\n".join(rows)
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes `<label>.npz` with mu and sigma, as `read_prior` reads them; OutputError where that cannot be."""
+    """Writes `<label>.npz` files with mu and sigma, as `read_prior` reads them. Raises OutputError."""
     folder = expanded(folder, "folder of priors", OutputError)
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -70,14 +70,15 @@ def label_priors(
   partial: bool = False,
   progress: Callable[[str, int, int], None] | None = None,
 ) -> LabelPriors:
-  """The prior of every emotion from the labelled clips of encoded sets, each clip counting once.
+  """The prior of every emotion from the labelled clips of encoded sets; each clip has the same weight.
 
-  A label's μ is the mean of its clips' μ; its σ² the mean of their σ² plus the variance of their μ from clip to clip,
-  which by the law of total variance is that of a draw from the prior of any of them. A clip's own are those of
-  `ClipEmbedder.priors`. min_level: only clips of this level or a higher one; neutral always counts. partial: emotions
-  without a clip are left out. progress is called with ("embedding", clips done, in all).
-  Raises WeightsError for weights without an embedder; InputError for sets that cannot be read, have no labels, come
-  from a Whisper of another width or have nothing that the embedder takes, and for emotions without a clip.
+  The μ of a label is the mean of its clips' μ. Its σ² is the mean of their σ² plus the variance of μ between clips: by
+  the law of total variance, the variance of a sample from the prior of a random clip. `ClipEmbedder.priors` gives μ and
+  σ of a clip. min_level: use clips of this level or higher; neutral is always used. partial: leave out emotions without
+  a clip. progress("embedding", done, total).
+
+  Raises WeightsError for weights without an embedder. Raises InputError for sets that cannot be read, have no labels,
+  were encoded with a Whisper of another width or lack the embedder's input, and for emotions without a clip.
   """
   if min_level not in (0, *LEVELS):
     raise InputError(
@@ -87,7 +88,7 @@ def label_priors(
     raise InputError("No encoded set was given; make one with `dicetalk data encode`.")
   embedder = ClipEmbedder(weights)
   sets = [_Labelled.open(folder, split, min_level) for folder in data]
-  present = {EMOTIONS[found] for labelled in sets for found in labelled.emotion}
+  present = {EMOTIONS[emotion] for labelled in sets for emotion in labelled.emotion}
   if (absent := [label for label in EMOTIONS if label not in present]) and not partial:
     level = f" of level {min_level} or more" if min_level else ""
     raise InputError(
@@ -99,13 +100,13 @@ def label_priors(
   def sequences() -> Iterator[Sequences]:
     done = 0
     for labelled in sets:
-      for found, key in labelled.read(embedder):
+      for clip, key in labelled.read(embedder):
         done += 1
         if progress:
           progress("embedding", done, total)
-        if len(found):
+        if len(clip):
           usable.append(key)
-          yield found
+          yield clip
 
   gathered = defaultdict(list)
   for number, prior in enumerate(embedder.priors(sequences())):
@@ -114,7 +115,7 @@ def label_priors(
   if missing := [label for label in EMOTIONS if label in present and label not in gathered]:
     raise InputError(
       f"No clip of {' or '.join(missing)} in '{split}' of {_names(sets)} has expression coefficients, which this "
-      "emotion embedder takes; build the sets with them."
+      "emotion embedder needs; build the sets with them."
     )
   labels = {}
   for label in (label for label in EMOTIONS if label in gathered):
@@ -132,15 +133,15 @@ def write_label_priors(
   partial: bool = False,
   progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Weights, LabelPriors]:
-  """Weights with `label_priors` in the place of their own, in the new folder `out`; raises OutputError, and as that."""
+  """Writes the weights with `label_priors` instead of their own into the new folder `out`. Raises OutputError too."""
   check_new(out)
-  found = label_priors(weights, data, split, min_level, partial, progress)
-  return weights.derive(out, priors=found.priors), found
+  labels = label_priors(weights, data, split, min_level, partial, progress)
+  return weights.derive(out, priors=labels.priors), labels
 
 
 @dataclasses.dataclass(frozen=True)
 class _Labelled:
-  """The records of a split whose emotion counts."""
+  """The records of a split that count for the priors."""
 
   records: Records
   index: Index
@@ -152,8 +153,8 @@ class _Labelled:
     known = index.emotion >= 0
     if not known.any():
       raise InputError(
-        f"{folder} has no clip in '{split}' whose emotion is known; a labels.csv beside the videos says it (see "
-        "`dicetalk data build clips --help`)."
+        f"{folder} has no clip of known emotion in '{split}'; add a labels.csv to the videos (see `dicetalk data build "
+        "clips --help`)."
       )
     counts = known & ((index.level >= min_level) | (index.emotion == EMOTIONS.index(_WITHOUT_LEVELS)))
     return cls(records, index, np.flatnonzero(counts))
@@ -163,14 +164,14 @@ class _Labelled:
     return self.index.emotion[self.rows]
 
   def read(self, embedder: ClipEmbedder) -> Iterator[tuple[Sequences, tuple[str, str]]]:
-    """What the embedder takes of each record, of no rows where that is nothing, and its (label, person)."""
+    """The embedder's input from each record (0 rows if it has none), and its (label, person)."""
     for row in self.rows:
       clip = encoded_clip(self.records[int(row)])
       width, wanted = clip.states.shape[-1], embedder.model.speech_features
       if width != wanted and embedder.takes("audio"):
         raise InputError(
           f"{self.records.folder} was encoded with a Whisper of width {width}, and the embedder of "
-          f"{embedder.weights.folder} takes {wanted}; encode the set with weights of that Whisper."
+          f"{embedder.weights.folder} needs {wanted}; encode the set with weights of that Whisper."
         )
       yield embedder.taken(Sequences.of(clip)), (EMOTIONS[clip.emotion], clip.identity)
 

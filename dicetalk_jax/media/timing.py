@@ -1,4 +1,4 @@
-"""When the pictures of a video are shown, and what else stands beside them in time: its sound, its coefficients."""
+"""Times of the pictures of a video, and its sound and coefficients at the same times."""
 
 import array
 import math
@@ -11,16 +11,16 @@ from dicetalk_jax.media.expression import expression_at, matched, near, read_exp
 from dicetalk_jax.media.streaming import Picture
 from dicetalk_jax.vocabulary import FPS, SAMPLE_RATE
 
-# Matroska counts in milliseconds: a frame that is due is there up to one later.
+# Matroska rounds time stamps to milliseconds.
 STAMP_TOLERANCE = 1e-3
-# Sound that begins later or ends earlier than the picture by no more is filled up with silence.
+# Sound that begins later or ends earlier than the picture by up to so much is filled up with silence.
 _FILLED_SECONDS = 0.2
-# A picture that stands still for longer is a broken file, not a face that speaks.
+# A picture that stands still for longer means a broken file.
 _LONGEST_HOLD = 1.0
 
 
 class PictureTimes:
-  """Of a video whose pictures are added one by one: when each begins, and when the last one ends, in seconds."""
+  """Start times of pictures that are added one by one, and the end of the last one, in seconds."""
 
   def __init__(self, path: Path):
     self.path, self.times, self.end = path, array.array("d"), 0.0
@@ -30,36 +30,39 @@ class PictureTimes:
     return self.times[0]
 
   def add(self, picture: Picture) -> None:
-    """Raises InputError where the one before stood for longer than a speaking face can."""
+    """Raises InputError when the picture before stood still for too long."""
     if self.times and picture.time - self.times[-1] > _LONGEST_HOLD:
       raise InputError(
         f"video {self.path} stands still from {self.times[-1] - self.begin:.2f} s to {picture.time - self.begin:.2f} s"
       )
-    # Some files say of their last picture, or of each, that it lasts no time.
+    # Some files give their last picture, or all, no duration.
     least = min(1 / FPS, picture.time - self.times[-1]) if self.times else 0.0
     self.times.append(picture.time)
     self.end = picture.time + min(max(picture.duration, least), _LONGEST_HOLD)
 
   def frames(self, begin: float | None = None) -> int:
-    """How many frames at 25 a second there are from `begin`, by default the first picture, to the end."""
+    """Number of frames at 25 a second from `begin` (default: the first picture) to the end."""
     return math.ceil((self.end - (self.begin if begin is None else begin) - STAMP_TOLERANCE) * FPS)
 
   def with_sound(self, heard: float, samples: int) -> tuple[float, int]:
-    """(when pictures and sound begin together, frames at 25 a second until one ends), less than one where never.
+    """(time at which pictures and sound have both begun, frames at 25 a second until one ends; 0 or fewer if none).
 
-    heard: when the sound begins; samples: of it at 16 kHz.
+    heard: start time of the sound; samples: its length at 16 kHz.
     """
-    begin = heard if heard > self.begin + _FILLED_SECONDS else self.begin
+    begin = self.begin
+    if heard > begin + _FILLED_SECONDS:
+      # On the grid of the pictures, so that the frames of a video at 25 a second are its own.
+      begin += math.ceil((heard - begin - STAMP_TOLERANCE) * FPS) / FPS
     total, heard_end = self.frames(begin), heard + samples / SAMPLE_RATE
     if heard_end < self.end - _FILLED_SECONDS:
       total = min(total, math.floor((heard_end - begin + STAMP_TOLERANCE) * FPS))
     return begin, total
 
   def expression(self, path: Path, wanted: np.ndarray) -> np.ndarray:
-    """The video's coefficients at times `wanted` (n,) -> (n, 64) float32.
+    """The coefficients in a file at times `wanted` (n,) -> (n, 64) float32.
 
-    path: a row for each picture, or for each frame of a copy at 25 a second. Raises InputError as `read_expression`
-    does, and for a number of rows that is neither.
+    The file has a row for each picture, or for each frame of a copy at 25 a second. Raises InputError as
+    `read_expression` does, and for any other number of rows.
     """
     rows, shown = read_expression(path), len(self.times)
     if near(rows, shown):

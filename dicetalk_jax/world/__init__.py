@@ -1,1 +1,1 @@
-"""The drawn world: people, emotions and speech of which every factor is known, drawn and spoken by our own code."""
+"""The drawn world: synthetic people, emotions and speech, of which every factor is known."""

@@ -14,16 +14,16 @@ from dicetalk_jax.world.phonemes import LIP_COLUMNS
 from dicetalk_jax.world.visemes import lips
 from dicetalk_jax.world.voice import Speech
 
-TRANSITION = 0.8  # seconds from one emotion of a timeline to the next, centred on the time given
+TRANSITION = 0.8  # seconds from one emotion of a timeline to the next, centred on the given time
 REFRACTORY = 0.5  # seconds without a blink after one
-# How far the eyes are shut in each frame of a blink of 3, 4 or 5 frames: shut faster than opened.
+# Closure of the eyes in each frame of a blink of 3, 4 or 5 frames; they close faster than they open.
 BLINKS = ((0.75, 1.0, 0.5), (0.7, 1.0, 0.8, 0.3), (0.55, 1.0, 0.9, 0.55, 0.2))
 EYE_RANGE = 0.5  # radians that the eyes turn at gaze 1
-# Radians and face heights of a calm speaker's head, root mean square.
+# Head motion of a calm speaker, root mean square: radians, face heights.
 SWAY = dict(yaw=0.05, pitch=0.03, roll=0.025, shift_x=0.014, shift_y=0.01, zoom=0.012)
 MICRO_MOTION = 0.025
 TREMOR = dict(brow_inner=1.0, lip_width=1.0, squint=0.6, upper_lip=0.5, corner_left=0.8, corner_right=0.8, roll=0.12)
-# Parts of a face do not come into an expression at once.
+# The parts of a face start an expression at different times.
 _BROWS = ("brow_inner", "brow_outer", "brow_tilt")
 _EYES = ("lid", "squint", "gaze_x", "gaze_y")
 _HEAD = ("yaw", "pitch", "roll", "shift_x", "shift_y", "zoom")
@@ -37,11 +37,11 @@ Timeline = Sequence[tuple[float, str, int]]
 def act(
   style: Style, emotion: str | Timeline, level: int | None, speech: Speech, n_frames: int, seed: int
 ) -> np.ndarray:
-  """A performance -> parameters (n_frames, len(PARAMETERS)) float32, each frame at its centre, (i + ½) / 25 s.
+  """A performance -> parameters (n_frames, len(PARAMETERS)) float32, at the centres (i + ½) / 25 s of the frames.
 
-  emotion: one with its level, or a timeline of (seconds, emotion, level), the first from the start on, with level None;
-  one gives way to the next within `TRANSITION`. The phonemes' lips win over the emotion's: a closed mouth stays closed,
-  and how far it opens is speech's to say. Raises InputError for an emotion, a level or a timeline that there is not.
+  emotion: an emotion with its `level`, or a timeline of (seconds, emotion, level) with level None. The first entry
+  holds from the start; each changes to the next within `TRANSITION`. Speech overrides the emotion at the lips, and
+  decides how far the mouth opens. Raises InputError for an unknown emotion or level, and an invalid timeline.
   """
   streams = [np.random.default_rng([0xAC7, seed, stream]) for stream in _STREAMS]
   t = (np.arange(n_frames) + 0.5) / FPS
@@ -59,10 +59,10 @@ def act(
   felt[:, list(OF_FACE)] = _soft(felt[:, list(OF_FACE)])
   sway = _sway(manner, streams[HEAD])
   eyes = _gaze(style, t, manner, streams[GAZE])
-  # The head follows the eyes a part of the way, and later.
+  # The head follows the eyes by a part of the way, with a delay.
   sway[:, _columns(("yaw", "pitch"))] += gaussian_filter1d(0.2 * EYE_RANGE * eyes, 5, axis=0, mode="nearest")
   felt += sway
-  # While the head sways, the eyes stay on what they look at (the vestibulo-ocular reflex).
+  # While the head sways, the eyes stay on their target (vestibulo-ocular reflex).
   felt[:, _columns(("gaze_x", "gaze_y"))] += eyes - 0.8 / EYE_RANGE * sway[:, _columns(("yaw", "pitch"))]
   column(felt, "blink")[:] = _blinks(manner, streams[BLINK])
   return clipped(_with_speech(felt, lips(speech.segments, n_frames), manner.jaw, spoken))
@@ -79,7 +79,7 @@ def _checked(timeline: Timeline) -> list[tuple[float, str, int]]:
 
 
 def _blend(stages: list[tuple[float, Expression]], t: np.ndarray, field: str) -> np.ndarray:
-  """A field of the stages' expressions over times t (n,) -> (n, size of the field)."""
+  """A field of the expressions of the stages at times t (n,) -> (n, size of the field)."""
   values = np.tile(getattr(stages[0][1], field), (len(t), 1))
   for start, following in stages[1:]:
     share = _smoothstep((t - start) / TRANSITION + 0.5)[:, None]
@@ -93,7 +93,7 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 
 
 def _soft(x: np.ndarray, knee: float = 0.6) -> np.ndarray:
-  """Bends what passes the knee towards ±1, so that a strong expression still moves where clipping would freeze it."""
+  """Compresses values beyond the knee towards ±1. Unlike clipping, this keeps strong expressions moving."""
   return np.sign(x) * (np.minimum(np.abs(x), knee) + (1 - knee) * np.tanh(np.maximum(np.abs(x) - knee, 0) / (1 - knee)))
 
 
@@ -102,7 +102,7 @@ def _columns(names: Sequence[str]) -> list[int]:
 
 
 def _waves(rng: np.random.Generator, cycles: np.ndarray, count: int, rates=(0.5, 1.0, 1.7, 2.6)) -> np.ndarray:
-  """Smooth noise of unit variance over cycles (n,) -> (n, count): sinusoids of random phase, slow ones larger."""
+  """Smooth noise of unit variance over cycles (n,) -> (n, count): sinusoids of random phase, slower ones larger."""
   rates = np.array(rates)[:, None] * np.exp(0.15 * rng.standard_normal((len(rates), count)))
   amplitudes = np.abs(1 + 0.3 * rng.standard_normal(rates.shape)) / rates
   amplitudes *= np.sqrt(2 / np.sum(amplitudes**2, 0))
@@ -124,7 +124,7 @@ def _spoken(speech: Speech, t: np.ndarray) -> np.ndarray:
 
 
 def _loudness(speech: Speech, n: int) -> np.ndarray:
-  """(n,): the voice's level over about a quarter of a second, relative to its loud places, 0 to about 1."""
+  """(n,): level of the voice over about a quarter of a second, relative to its 90th percentile, 0 to about 1."""
   audio = np.zeros(n * SAMPLES_PER_FRAME)
   audio[: len(speech.audio)] = speech.audio[: len(audio)]
   level = np.sqrt(np.mean(audio.reshape(n, SAMPLES_PER_FRAME) ** 2, 1))
@@ -133,7 +133,7 @@ def _loudness(speech: Speech, n: int) -> np.ndarray:
 
 
 def _envelope(stages, t, manner, loud, rng) -> np.ndarray:
-  """The emotion's part of every parameter (n, P): it comes up, breathes with the voice, and ebbs after the end."""
+  """Contribution of the emotion to the parameters (n, P): it rises, follows the voice, and falls at the end."""
   strength = np.exp(0.08 * rng.standard_normal())
   mix = np.exp(0.07 * rng.standard_normal(len(PARAMETERS)))
   begun, start = rng.uniform(0.25, 0.65), rng.uniform(-0.25, 0.1)
@@ -165,7 +165,7 @@ def _add_micro_motion(parameters, t, manner, rng):
 
 
 def _add_accents(parameters, t, manner, speech, rng):
-  """Heads dip and, on some, brows rise on the stressed syllables, a moment before the vowel's middle."""
+  """Head dips and some brow raises on stressed syllables, slightly before the middle of the vowel."""
   for segment in speech.segments:
     dips, rises = rng.uniform(0.3, 1.2), rng.uniform(0.5, 1.2) * (rng.random() < 0.6)
     if not segment.stress:
@@ -189,7 +189,7 @@ def _sway(manner, rng) -> np.ndarray:
 
 
 def _gaze(style, t, manner, rng) -> np.ndarray:
-  """Where the eyes rest (n, 2), besides the emotion's own direction: fixations, and one frame on the way between."""
+  """Gaze (n, 2) relative to the direction of the emotion: fixations, with one frame between two of them."""
   out = np.zeros((len(t), 2))
   i = 0
   place = rng.normal(0, 0.04, 2)
@@ -208,7 +208,7 @@ def _gaze(style, t, manner, rng) -> np.ndarray:
 
 
 def _blinks(manner, rng) -> np.ndarray:
-  """How far blinks shut the eyes (n,), 0 to 1: a Poisson process with a pause after each."""
+  """Closure of the eyes by blinks (n,), 0 to 1: a Poisson process with a pause after each blink."""
   out = np.zeros(len(manner.blink))
   chance, length = rng.random(len(out)), rng.integers(0, len(BLINKS), len(out))
   ready = 0
@@ -221,13 +221,13 @@ def _blinks(manner, rng) -> np.ndarray:
 
 
 def _with_speech(felt, lip, jaw_gain, spoken) -> np.ndarray:
-  """The emotion's face (n, P) with speech's lips (n, len(LIP_COLUMNS)) over it, spoken (n,) 0 to 1."""
+  """The face of the emotion (n, P) with the lips of speech (n, len(LIP_COLUMNS)); spoken (n,) is 0 to 1."""
   out = felt.copy()
   speech = {name: lip[:, i] for i, name in enumerate(LIP_COLUMNS)}
   free = 1 - speech["lip_press"]
   for name in ("lip_round", "lip_tuck", "tongue", "lip_press"):
     column(out, name)[:] = speech[name]
-  # An emotion presses the lips only between words, and drops the jaw less within them.
+  # An emotion presses the lips between words only, and drops the jaw less within words.
   column(out, "lip_press")[:] += free * (1 - spoken) * np.clip(column(felt, "lip_press"), 0, 1)
   rest = np.clip(column(felt, "jaw"), 0, 1) * (1 - 0.5 * spoken) * free
   column(out, "jaw")[:] = rest + (1 - rest) * jaw_gain * speech["jaw"]
@@ -235,6 +235,6 @@ def _with_speech(felt, lip, jaw_gain, spoken) -> np.ndarray:
   column(out, "lip_width")[:] = speech["lip_width"] + unrounded * column(felt, "lip_width")
   for name in ("corner_left", "corner_right"):
     column(out, name)[:] *= unrounded
-  # A raised upper lip would part lips that a phoneme closes or draws together.
+  # A raised upper lip would open lips that a phoneme closes or rounds.
   column(out, "upper_lip")[:] *= free * unrounded
   return out

@@ -1,4 +1,4 @@
-"""What stays put: background, shoulders and clothes; and the neck that ties the moving head to them."""
+"""Background, shoulders and clothes, which do not move, and the neck that connects them to the head."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _COLLAR_Y = 0.765
 
 
 def backdrop(identity: Identity, size: int) -> np.ndarray:
-  """The background: from top to bottom, brighter where the light comes from. (3, size, size) float32 in [0, 1]."""
+  """Background (3, size, size) float32 in [0, 1]: a vertical gradient, brighter towards the light."""
   place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
   top, bottom = identity.colour("top")[:, None, None], identity.colour("bottom")[:, None, None]
   share = place[None, :, None] ** np.float32(1.2)
@@ -20,7 +20,7 @@ def backdrop(identity: Identity, size: int) -> np.ndarray:
 
 
 class Body:
-  """Shoulders and clothes, which never move, and the neck of each frame."""
+  """Shoulders and clothes, the same in all frames, and the neck of each frame."""
 
   def __init__(self, head: Head, skin: np.ndarray, light: np.ndarray):
     identity = head.identity
@@ -46,11 +46,11 @@ class Body:
     self.opening, self.collar = fill(self._neckline(), head.size), fill(self._collar(), head.size)
 
   def _still(self, points) -> np.ndarray:
-    """Face coordinates of what does not move -> pixels."""
+    """Face coordinates of things that do not move -> pixels."""
     return ((np.asarray(points, np.float32) * FACE + CENTRE) * self.size).astype(np.float32)
 
   def _clothes(self) -> tuple[Mask, np.ndarray]:
-    """What shoulders and clothes cover, and their colours (3, h, w): the same in every frame."""
+    """Mask of shoulders and clothes, and their colours (3, h, w)."""
     identity, size = self.identity, self.size
     wide, neck = identity.shoulder_width, identity.neck_width
     right = [
@@ -74,7 +74,7 @@ class Body:
     return mask, np.clip(colour[:, None, None] * shade, 0, 1).astype(np.float32)
 
   def paint(self, canvas: np.ndarray, i: int) -> None:
-    """Lays the clothes and frame i's neck on canvas (3, size, size), and the chin's shadow on it."""
+    """Paints the clothes, the neck of frame i and the shadow of the chin on canvas (3, size, size)."""
     size, identity = self.size, self.identity
     paint(canvas, *self.clothes)
     neck = fill(self.neck[i], size)

@@ -1,4 +1,4 @@
-"""Clips of the drawn world: a person says a sentence with an emotion, in sound, pictures and everything behind them."""
+"""Clips of the drawn world: a person says a sentence with an emotion. Sound, pictures, and the truth about both."""
 
 import dataclasses
 import zlib
@@ -22,9 +22,9 @@ from dicetalk_jax.world.voice import Speech, speak
 class Performance:
   """A drawn clip of n frames at 25 a second.
 
-  frames (n, size, size, 3) uint8, None where none were drawn; audio (n · 640,) float32, 16 kHz; face_box: x, y, w, h in
-  pixels; expression (n, 64) float32, as a 3D face tracker would give it; truth (n, len(TRUTH)) float32; parameters
-  (n, len(PARAMETERS)) float32. `speech` has the sounds' times.
+  frames (n, size, size, 3) uint8, None if they were not drawn; audio (n · 640,) float32, 16 kHz; face_box: x, y, w, h
+  in pixels; expression (n, 64) float32, like the output of a 3D face tracker; truth (n, len(TRUTH)) float32; parameters
+  (n, len(PARAMETERS)) float32. `speech` has the times of the phonemes.
   """
 
   person: int
@@ -44,8 +44,8 @@ class Performance:
 def draw_clip(person: int, emotion: str, level: int, sentence: str, take: int = 0, size: int = 128) -> Performance:
   """A clip with its pictures; the same arguments give the same bytes.
 
-  person: any whole number from 0; face, voice and mannerisms come from it. level: 1 to 3, for neutral 1. take: another
-  one is another performance of the same. Raises InputError for what cannot be played or drawn.
+  person: seed of face, voice and mannerisms, at least 0. level: 1 to 3, for neutral 1. take: seed of the performance.
+  Raises InputError for arguments out of range.
   """
   clip = perform(person, emotion, level, sentence, take, size)
   return dataclasses.replace(clip, frames=render(clip.identity, clip.parameters, size))
@@ -60,9 +60,9 @@ def perform(
   size: int = 128,
   voice: tuple[str, int] | None = None,
 ) -> Performance:
-  """`draw_clip` without pictures, in a small part of the time.
+  """`draw_clip` without pictures, which is much faster.
 
-  voice: emotion and level of the voice, where they are not the face's.
+  voice: emotion and level of the voice, if they differ from those of the face.
   """
   for name, value, least in (("person", person, 0), ("take", take, 0), ("size", size, 32)):
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -94,10 +94,10 @@ def perform(
 
 
 def truth(identity: Identity, parameters: np.ndarray, phonemes: np.ndarray) -> np.ndarray:
-  """What is true of each frame -> (n, len(TRUTH)) float32.
+  """The truth about each frame: (n, len(TRUTH)) float32.
 
-  mouth_opening and mouth_width are in face heights; phoneme is an index of PHONEMES; lid is what the eyes show, -1 in
-  the middle of a blink; the rest are parameters.
+  mouth_opening and mouth_width are in face heights; phoneme is an index into PHONEMES; lid includes blinks, -1 in the
+  middle of one; the others are parameters.
   """
   opening, width = mouth_geometry(identity, parameters).T
   blink = column(parameters, "blink")
@@ -108,6 +108,6 @@ def truth(identity: Identity, parameters: np.ndarray, phonemes: np.ndarray) -> n
 
 
 def _seed(person, emotion, level, sentence, take) -> int:
-  """A number for what is drawn anew in each performance, which no other performance is likely to share."""
+  """Seed of a performance, unlikely to be shared by another one."""
   words = [person, EMOTIONS.index(emotion), level, zlib.crc32(sentence.encode()), take]
   return int(np.random.SeedSequence(words).generate_state(1)[0])

@@ -1,8 +1,8 @@
-"""What each emotion looks like in the drawn world, and how it moves: shared components of the face, mixed by emotion.
+"""Appearance and motion of each emotion: a mix of facial components that emotions share.
 
-The components stand for action units of the Facial Action Coding System (Ekman, Friesen and Hager, 2002), given in
-brackets; which of them an emotion takes follows its table of prototypes. Emotions share components, so that related
-ones look alike: lowered brows are anger's, disgust's and a little contempt's, wide eyes fear's and surprise's.
+The components stand for action units of the Facial Action Coding System (Ekman, Friesen and Hager, 2002), whose numbers
+are beside them; the mixes follow its table of prototypes. Related emotions share components and look similar: lowered
+brows belong to anger, disgust and a little to contempt, wide eyes to fear and surprise.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from dicetalk_jax.world.parameters import INDEX, PARAMETERS
 
 STRENGTH = {1: 0.5, 2: 0.75, 3: 1.0}
 
-# For somebody whose favourite side is the right; `_mirror` makes them left-sided. Head angles are in radians.
+# For a right-sided person; `_mirror` gives the left-sided ones. Head angles are in radians.
 COMPONENTS = {
   "brow_lower": dict(brow_inner=-0.9, brow_outer=-0.35),  # 4
   "inner_raise": dict(brow_inner=0.9),  # 1
@@ -49,7 +49,7 @@ _MIRRORED = ("brow_tilt", "gaze_x", "yaw", "roll", "shift_x")
 
 
 class Manner(NamedTuple):
-  """How somebody moves; each a number, or an array over frames."""
+  """Manner of moving; each field is a number, or an array over frames."""
 
   onset: float  # seconds that the expression takes to come up
   sway: float  # of the head, as a factor on a calm speaker's
@@ -74,7 +74,7 @@ class Prototype:
   manner: Manner
 
 
-# Manner is in the order of its fields: onset, sway, sway_rate, blink, gaze, aside, accent, nod, tremor, jaw, breathing,
+# The fields of Manner in order: onset, sway, sway_rate, blink, gaze, aside, accent, nod, tremor, jaw, breathing,
 # twitch.
 PROTOTYPES = {
   "angry": Prototype(
@@ -130,10 +130,10 @@ PROTOTYPES = {
 class Style:
   """A person's mannerisms.
 
-  side: 1 or -1, where one-sided expressions and looks aside go, the picture's right or left. gains (len(EMOTIONS),
-  len(COMPONENTS)): how much of each component this person takes for each emotion. rest (len(PARAMETERS),): the face and
-  the head when nothing is felt. sides (len(PARAMETERS),): factors, other than 1 at the corners of a crooked mouth.
-  manner (len(Manner._fields),): factors.
+  side: 1 or -1, the picture's right or left, for one-sided expressions and looks aside. gains (len(EMOTIONS),
+  len(COMPONENTS)): factors of each component for each emotion. rest (len(PARAMETERS),): face and head without emotion.
+  sides (len(PARAMETERS),): factors, which differ from 1 at the corners of a crooked mouth. manner
+  (len(Manner._fields),): factors.
   """
 
   side: int
@@ -145,7 +145,7 @@ class Style:
 
 @dataclasses.dataclass(frozen=True)
 class Expression:
-  """What to aim at: target and twitch (len(PARAMETERS),) relative to the face at rest, manner as in `Manner`."""
+  """Target and twitch (len(PARAMETERS),) relative to the face at rest; manner as in `Manner`."""
 
   target: np.ndarray
   twitch: np.ndarray
@@ -155,14 +155,14 @@ class Expression:
 _REST = dict(corner_left=0.12, corner_right=0.12, lip_width=0.1, lip_press=0.05, jaw=0.02, cheek=0.06, upper_lip=0.05)
 _REST |= dict(brow_inner=0.13, brow_outer=0.13, brow_tilt=0.08, lid=0.13, squint=0.1, gaze_x=0.05, gaze_y=0.06)
 _REST |= dict(yaw=0.05, pitch=0.04, roll=0.04, shift_x=0.025, shift_y=0.02, zoom=0.04)
-_STYLE = 0x57  # keeps these draws apart from others of the same person
+_STYLE = 0x57  # separates these random numbers from others of the same person
 
 
 def draw_style(seed: int) -> Style:
-  """The mannerisms of a person; the same seed, the same person."""
+  """The mannerisms of the person with this seed."""
   rng = np.random.default_rng([_STYLE, seed])
   side = 1 if rng.random() < 0.5 else -1
-  # What somebody does much of, they do in all that they feel; a smaller part is theirs for one emotion alone.
+  # A person's gains are mostly common to all emotions, and partly specific to each.
   gains = np.exp(0.22 * rng.standard_normal(len(COMPONENTS)))
   gains = gains * np.exp(0.2 * rng.standard_normal((len(EMOTIONS), len(COMPONENTS))))
   rest = _vector(_REST) * rng.standard_normal(len(PARAMETERS))
@@ -172,22 +172,22 @@ def draw_style(seed: int) -> Style:
   crooked = np.clip(0.1 * rng.standard_normal(), -0.25, 0.25)
   sides[INDEX["corner_left"]], sides[INDEX["corner_right"]] = 1 + crooked, 1 - crooked
   manner = np.exp(0.25 * rng.standard_normal(len(Manner._fields)))
-  # Jaws differ less than tempers.
+  # Jaws differ less between people than the other fields.
   manner[Manner._fields.index("jaw")] **= 0.4
   return Style(side, gains, rest, sides, manner)
 
 
 def check_emotion(emotion: str, level: int):
-  """Raises InputError for an emotion that is not of EMOTIONS, or a level that it has not: 1 to 3, neutral's is 1."""
+  """Raises InputError for an unknown emotion or level: levels are 1 to 3, for neutral 1."""
   if emotion not in PROTOTYPES:
-    raise InputError(f"the emotion {emotion!r} is not known; take one of {', '.join(EMOTIONS)}")
+    raise InputError(f"the emotion {emotion!r} is not known; give one of {', '.join(EMOTIONS)}")
   if level not in STRENGTH or (emotion == "neutral" and level != 1):
     levels = "level 1 only" if emotion == "neutral" else "levels 1, 2 and 3"
     raise InputError(f"{emotion} has {levels}; level {level} was given")
 
 
 def expression(emotion: str, level: int, style: Style) -> Expression:
-  """What a person of this style aims at when they show an emotion at a level; raises as `check_emotion` does."""
+  """The expression of an emotion at a level by a person of this style; raises as `check_emotion` does."""
   check_emotion(emotion, level)
   prototype, neutral = PROTOTYPES[emotion], PROTOTYPES["neutral"].manner
   strength = 1.0 if emotion == "neutral" else STRENGTH[level]

@@ -1,4 +1,4 @@
-"""Eyes, lids and brows, and the glasses before them."""
+"""Eyes, lids, brows and glasses."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ _WHITE = np.array([0.96, 0.95, 0.94], np.float32)
 
 
 class Eyes:
-  """Both eyes and brows of each frame, projected: `paint` lays one frame's on the canvas."""
+  """Eyes and brows of all frames, projected to pixels; `paint` draws those of one frame."""
 
   def __init__(self, head: Head, skin: np.ndarray, light: np.ndarray):
     identity, parameters = head.identity, head.parameters
@@ -26,7 +26,7 @@ class Eyes:
     def p(name):
       return column(parameters, name)[:, None, None]
 
-    # Along an eye -1 is its inner corner and 1 its outer: (n, side, m).
+    # (n, side, m); along an eye -1 is the inner corner and 1 the outer one.
     t, side = _T[None, None], _SIDES[None, :, None]
     self.p = {
       name: column(parameters, name) for name in ("lid", "blink", "squint", "brow_inner", "brow_outer", "cheek")
@@ -100,20 +100,20 @@ class Eyes:
     return stroke(head.surface(x, y, 0.01), 0.012 * np.sin(np.pi * _S) * head.scale[:, :, None])
 
   def _forehead(self, head):
-    """Lines that raised brows draw across the forehead."""
+    """Lines on the forehead above raised brows."""
     t = _T[None, None]
     y = head.identity.eye_height - head.identity.brow_height - np.array([0.105, 0.15], np.float32)[None, :, None]
     y = y - 0.012 * (1 - t * t) - 0.03 * np.maximum(column(head.parameters, "brow_inner"), 0)[:, None, None]
     return stroke(head.surface(0.17 * t, y, 0.0), 0.009 * (1 - t * t) * head.scale[:, :, None])
 
   def paint_sockets(self, shade, i: int) -> None:
-    """Darkens what lies around the eyes, through `shade(spot, amount)`."""
+    """Darkens the skin around the eyes with `shade(spot, amount)`."""
     for side in range(2):
       mark = spot(self.socket[i, side], self.socket_across[i, side], self.socket_down[i, side], self.size)
       shade(mark, -0.2 - 0.05 * self.tone)
 
   def paint_folds(self, canvas, i: int) -> None:
-    """Lays frame i's creases of the skin about the eyes and brows on canvas."""
+    """Paints the creases around eyes and brows of frame i on canvas."""
     dark, size = self.skin * np.array([0.6, 0.47, 0.42], np.float32) * self.light, self.size
     squint, cheek = float(self.p["squint"][i]), float(self.p["cheek"][i])
     paint(canvas, fill(self.crease[i], size), dark, 0.6)
@@ -127,12 +127,12 @@ class Eyes:
       paint(canvas, fill(self.forehead[i], size), dark, min(0.5, 0.32 * raised))
 
   def paint(self, canvas, i: int) -> None:
-    """Lays frame i's eyes on canvas (3, size, size)."""
+    """Paints the eyes of frame i on canvas (3, size, size)."""
     size = self.size
     lash_colour = np.array([0.12, 0.07, 0.06], np.float32)
     if self.open[i] > 0.003:
       whites = fill(self.whites[i], size)
-      # Eyes lie in the shade of their sockets; pure white ones would stare out of deep skin.
+      # Eyes are shaded by their sockets; pure white would look unnatural in deep skin.
       paint(canvas, whites, _WHITE * (0.88 - 0.12 * self.tone))
       iris = fill(self.iris[i], size).within(whites)
       paint(canvas, iris, self.iris_colour * 0.45)
@@ -152,7 +152,7 @@ class Eyes:
 
 
 def _brow_colour(identity, skin: np.ndarray) -> np.ndarray:
-  """The hair's, darkened until brows can be told from the skin: they carry much of what a face says."""
+  """Colour of the hair, darkened until the brows differ from the skin: they show much of an emotion."""
   colour = 0.7 * identity.colour("hair") * (1 - 0.75 * identity.brow_darkness) + 0.1 * skin
   return colour * min(1.0, 0.52 * float(skin.mean()) / max(float(colour.mean()), 1e-6))
 

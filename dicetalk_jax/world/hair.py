@@ -1,4 +1,4 @@
-"""Hair: the mass behind the head, and the cap, fringe and locks before it."""
+"""Hair behind the head, and the cap, fringe and locks in front of it."""
 
 import numpy as np
 
@@ -9,13 +9,13 @@ _TURN = np.linspace(0, 2 * np.pi, 24, endpoint=False, dtype=np.float32)
 
 
 class Hair:
-  """The hair of each frame, projected: what lies behind the head and what lies before it are painted apart."""
+  """Hair of all frames, projected to pixels. The parts behind and in front of the head are painted separately."""
 
   def __init__(self, head: Head, skin: np.ndarray, light: np.ndarray):
     identity = head.identity
     self.head, self.identity, self.size = head, identity, head.size
     colour = identity.colour("hair") * light
-    # White hair needs room above it for its sheen, black hair a sheen that is added to it.
+    # White hair needs headroom for its sheen; on black hair the sheen is added.
     self.bright = float(colour.mean())
     self.colour = colour * (1 - 0.13 * self.bright)
     self.opacity = float(np.clip((identity.hair_cover - 0.1) / 0.9, 0, 1))
@@ -26,7 +26,7 @@ class Hair:
     rise = np.clip((-level - 0.1) / 0.6, 0, 1)
     cap_y = level - 0.8 * volume * rise**2
     side = volume * np.array([0.9, 1.0, 1.0, 0.95, 0.85, 0.75], np.float32)
-    # Cropped hair lies close to the head at the ears; longer hair keeps its fullness.
+    # Cropped hair is close to the head at the ears; longer hair keeps its volume.
     close = min(1.0, 4 * length + 2.5 * volume)
     side = side * np.array([1, 1, 1, 0.9, 0.55 + 0.45 * close, 0.1 + 0.9 * close], np.float32)
     cap = head.silhouette(cap_y, head.widths[upper] + side, centre, depth)
@@ -46,7 +46,7 @@ class Hair:
   def _place_front(self, crown, cap):
     head, identity = self.head, self.identity
     length, width, volume = identity.hair_length, identity.face_width, identity.hair_volume
-    # Locks hang before the shoulders unless tucked behind the ears.
+    # Locks hang in front of the shoulders unless they are tucked behind the ears.
     hang = max(0.0, length - 0.2) / 0.8 * (1 - identity.hair_tuck) ** 0.5 if length > 0.2 else 0.0
     end = 0.0 + 0.95 * hang
     share = np.array([0.4, 0.75, 1.0])
@@ -58,7 +58,7 @@ class Hair:
     inner_x = (width + 0.012) - thin * np.array([0.7, 1.0, 0.9])
     depth = np.array([0.0, 0.02, 0.06])
 
-    # The face hides what hangs beyond it when the head turns away.
+    # When the head turns, the face hides the locks on the far side.
     level = np.minimum(inner_y, 0.25)
     section = (np.interp(level, LEVELS, values) for values in (head.widths, CENTRES, DEPTHS))
     edges = head.silhouette(inner_y, *section)
@@ -92,7 +92,7 @@ class Hair:
     self.front = self._ruffled(smooth(np.concatenate(loop, axis=1), 5), 4.2 + 6 * volume + 4 * hang, 0.6)
 
   def _ruffled(self, contour: np.ndarray, around: float, share: float = 1.0) -> np.ndarray:
-    """Curls along an outline (n, m, 2) that is about `around` face heights long."""
+    """Adds curls to an outline (n, m, 2) of about `around` face heights."""
     size = share * 0.3 * self.identity.hair_wave**2 * self.identity.hair_volume
     if size < 1e-3:
       return contour
@@ -115,7 +115,7 @@ class Hair:
       self._paint(canvas, fill(self.front[i], self.size), i, 1.0)
 
   def _paint(self, canvas, mask: Mask, i: int, tone: float) -> None:
-    """Hair over a mask: lit from the light's side, a sheen over the crown, strands that run down from it."""
+    """Paints hair over a mask: lit from one side, with a sheen over the crown and strands that run down from it."""
     if not mask.alpha.size:
       return
     identity, head = self.identity, self.head

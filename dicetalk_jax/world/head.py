@@ -1,4 +1,4 @@
-"""The head as a solid: where its points and its silhouette fall in the picture, frame by frame."""
+"""The head as a solid: projection of its points and its silhouette to the picture, frame by frame."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from dicetalk_jax.world.identity import Identity
 from dicetalk_jax.world.parameters import column
 
 # In face heights: x to the right, y down from the middle of the face, z to the viewer. At rest the hairline is at
-# y = -0.5 and the chin at 0.5. A face takes 0.7 of the picture's height: what it does is to be seen in 128 pixels.
+# y = -0.5 and the chin at 0.5. The face is 0.7 of the picture's height, so that it can be read at 128 pixels.
 FACE = 0.7
 CENTRE = (0.5, 0.5)
 PIVOT = (0.0, 0.22, -0.12)
 CHIN_DROP = 0.105
-# Heights of the sections that make the silhouette, the depth of each one's centre and half its depth.
+# Sections of the silhouette: height, depth of the centre, half the depth.
 LEVELS = np.array([-0.68, -0.6, -0.46, -0.29, -0.1, 0.06, 0.2, 0.315, 0.405, 0.465, 0.495], np.float32)
 CENTRES = np.array([-0.12, -0.11, -0.1, -0.08, -0.05, -0.02, 0.03, 0.075, 0.125, 0.17, 0.19], np.float32)
 DEPTHS = np.array([0.22, 0.36, 0.46, 0.5, 0.48, 0.45, 0.38, 0.31, 0.2, 0.12, 0.07], np.float32)
@@ -19,7 +19,7 @@ CROWN = -0.705
 
 
 class Head:
-  """The pose of a head in each of n frames, and its build: projects what is given in face coordinates to pixels."""
+  """Pose of a head in n frames, and its shape; projects face coordinates to pixels."""
 
   def __init__(self, identity: Identity, parameters: np.ndarray, size: int):
     self.identity, self.parameters, self.size = identity, parameters, size
@@ -39,7 +39,7 @@ class Head:
     self.widths = _widths(identity)
 
   def project(self, x, y, z) -> np.ndarray:
-    """Points of the face, each broadcast to (n, ...) -> (n, ..., 2) pixels."""
+    """Points of the face, broadcast to (n, ...) -> (n, ..., 2) pixels."""
     x, y, z = np.broadcast_arrays(*(np.asarray(v, np.float32) for v in (x, y, z)))
     x, y, z = (np.broadcast_to(v, (self.n, *v.shape[1:])) for v in (x, y, z))
     shape = x.shape
@@ -49,7 +49,7 @@ class Head:
     return self._tilt(turned, y, z * self.cos_yaw - x * self.sin_yaw).reshape(*shape, 2)
 
   def silhouette(self, y, half_width, centre, depth) -> tuple[np.ndarray, np.ndarray]:
-    """Level sections, ellipses around the axis -> their left and right ends in the picture, each (n, k, 2)."""
+    """Horizontal sections, ellipses around the axis -> their left and right ends in the picture, each (n, k, 2)."""
     y, half_width, centre, depth = np.broadcast_arrays(*(np.atleast_2d(v) for v in (y, half_width, centre, depth)))
     centre = centre - np.float32(PIVOT[2])
     middle = centre * self.sin_yaw
@@ -66,17 +66,17 @@ class Head:
     return np.stack((self.origin_x + self.scale * across, self.origin_y + self.scale * down), -1)
 
   def front(self, x, y, out=0.0):
-    """Depth of the face's surface at x, y, plus out."""
+    """Depth of the face's surface at x, y, plus `out`."""
     across, down = np.asarray(x) / (1.07 * self.identity.face_width), (np.asarray(y) + 0.1) / 0.92
     inside = 1 - across**2 - down**2
     return 0.37 * np.sqrt(np.maximum(inside, 0.04)) + out
 
   def surface(self, x, y, out=0.0) -> np.ndarray:
-    """Points on the face, x and y broadcast to (n, ...), raised by out -> (n, ..., 2) pixels."""
+    """Points on the face, x and y broadcast to (n, ...), raised by `out` -> (n, ..., 2) pixels."""
     return self.project(x, y, self.front(x, y, out))
 
   def lowered(self, y):
-    """Heights (k,) or (n, k) of the skin with the jaw dropped: the lower face goes with it."""
+    """Heights (k,) or (n, k) after the jaw has dropped, which moves the lower face."""
     share = np.clip((np.asarray(y, np.float32) - 0.08) / 0.42, 0, 1)
     return y + self.drop * share * share * (3 - 2 * share)
 

@@ -1,4 +1,4 @@
-"""Who a drawn face is: some sixty continuous factors, and people drawn at random from them."""
+"""Identity of a drawn person: about sixty continuous factors, sampled at random."""
 
 import dataclasses
 
@@ -18,9 +18,9 @@ def _part(of: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """A drawn person. Lengths are in face heights (forehead to chin), colours sRGB in [0, 1]; `FACTORS` has the ranges.
+  """A drawn person. Lengths are in face heights (forehead to chin), colours are sRGB in [0, 1]; `FACTORS` has ranges.
 
-  The defaults are a plain face, to vary one factor at a time with `dataclasses.replace`.
+  The defaults are an average face. Use `dataclasses.replace` to vary one factor.
   """
 
   face_width: float = _factor(0.36, 0.445, "half the width at the cheekbones")
@@ -100,13 +100,13 @@ class Identity:
   light_strength: float = _factor(0, 1, "shading soft .. strong")
 
   def vector(self) -> np.ndarray:
-    """The factors as (len(FACTOR_NAMES),) float32, each brought from its range to [-1, 1]."""
+    """The factors as (len(FACTOR_NAMES),) float32, scaled from their ranges to [-1, 1]."""
     values = np.array([getattr(self, name) for name in FACTOR_NAMES], np.float64)
     low, high = np.array(list(FACTORS.values()), np.float64).T
     return (2 * (values - low) / (high - low) - 1).astype(np.float32)
 
   def colour(self, of: str) -> np.ndarray:
-    """The colour named by its fields' prefix, such as "hair" or "top": (3,) float32 sRGB in [0, 1]."""
+    """The colour of the fields with a prefix such as "hair" or "top": (3,) float32 sRGB in [0, 1]."""
     return np.array([getattr(self, f"{of}_{part}") for part in ("red", "green", "blue")], np.float32)
 
 
@@ -146,10 +146,10 @@ _FRAMES = ((0.08, 0.08, 0.09), (0.35, 0.2, 0.1), (0.6, 0.12, 0.14), (0.14, 0.24,
 
 
 def draw_identity(seed: int) -> Identity:
-  """A person, plausible and unlike the others: the same seed is the same person."""
+  """A plausible person, different for each seed."""
   rng = np.random.default_rng([_STREAM, seed])
   values = {name: rng.uniform(low, high) for name, (low, high) in FACTORS.items()}
-  # Build runs from delicate to rugged and carries what tends to come together; it is no factor itself.
+  # Latent build from delicate to rugged: correlates several factors, but is not one itself.
   rugged = rng.uniform()
   old = rng.uniform() ** 2
   for name, share in {
@@ -192,7 +192,7 @@ def _skin_and_hair(rng, rugged: float, old: float) -> dict:
   pale_eyes = rng.uniform() < (0.7 if tone < 0.35 else 0.08)
   irises = ("green", "blue", "grey", "hazel") if pale_eyes else ("dark", "brown", "hazel")
   values |= _named("iris", np.array(_IRIS[irises[rng.integers(len(irises))]]) + rng.uniform(-0.04, 0.04, 3))
-  # Short hair for the rugged more often than not; very full hair only where it is not long and straight.
+  # Rugged people mostly have short hair; very full hair is not both long and straight.
   values["hair_length"] = rng.uniform(0, 0.12) if rng.uniform() < 0.25 + 0.55 * rugged else rng.uniform(0.3, 1)
   curly = rng.uniform() < 0.2 + 0.4 * tone
   values["hair_wave"] = rng.uniform(0.6, 1) if curly else rng.uniform(0, 0.45)

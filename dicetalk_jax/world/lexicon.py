@@ -1,4 +1,4 @@
-"""How words are pronounced: a dictionary of common ones, inflections of those, and numbers."""
+"""Pronunciation of words: a dictionary of common words, their inflections, and numbers."""
 
 import functools
 import unicodedata
@@ -6,7 +6,7 @@ import unicodedata
 from dicetalk_jax.world.phonemes import INDEX, PHONEMES
 from dicetalk_jax.world.spelling import Pronunciation, by_rule, marked
 
-# "word phonemes", 1 after the stressed vowel; words that carry no stress in a sentence have none.
+# "word phonemes", with 1 after the stressed vowel; words that are unstressed in a sentence have none.
 _WORDS = """
 a AH, about AH B AW1 T, above AH B AH1 V, after AE1 F T ER, afternoon AE F T ER N UW1 N, again AH G EH1 N, all AO1 L,
 alone AH L OW1 N, along AH L AO1 NG, also AO1 L S OW, always AO1 L W EY Z, am AE M, an AE N, and AE N D,
@@ -115,9 +115,9 @@ DICTIONARY = _parse(_WORDS)
 
 @functools.cache
 def word_phonemes(word: str) -> Pronunciation:
-  """A word in lower case -> (phoneme, stress) pairs: from the dictionary, an inflection of a word in it, or by rule.
+  """A word in lower case -> (phoneme, stress) pairs: from the dictionary, as an inflection, or by rule.
 
-  Empty where it holds no Latin letter.
+  Empty for a word without Latin letters.
   """
   word = _plain(word)
   if not word.strip("'"):
@@ -129,13 +129,13 @@ def word_phonemes(word: str) -> Pronunciation:
 
 
 def _plain(word: str) -> str:
-  """Letters a to z and apostrophes, accents dropped."""
+  """Letters a to z and apostrophes, without accents."""
   plain = unicodedata.normalize("NFKD", word.lower().replace("ß", "ss").replace("æ", "ae").replace("ø", "o"))
   return "".join(c for c in plain if c == "'" or "a" <= c <= "z")
 
 
 def _inflected(word: str) -> Pronunciation | None:
-  """Plurals, past tenses, -ing, -er, -est, -ly and two words in one, of words in the dictionary."""
+  """Plurals, past tenses, -ing, -er, -est, -ly and compounds of words in the dictionary."""
   for ending, stems, add in (
     ("'s", ("",), _with_s),
     ("s", ("",), _with_s),
@@ -186,7 +186,7 @@ _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eigh
 
 
 def number_words(digits: str) -> list[str]:
-  """Digits -> English words; beyond millions, or with a leading zero, digit by digit."""
+  """Digits -> English words; digit by digit beyond millions and with a leading zero."""
   if len(digits) > 9 or (len(digits) > 1 and digits[0] == "0"):
     return [_ONES[int(digit)] for digit in digits]
   value = int(digits)

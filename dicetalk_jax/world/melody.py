@@ -1,4 +1,4 @@
-"""The pitch of a sentence: declination, accents on stressed vowels, and what falls or rises at the end of a phrase."""
+"""Pitch of a sentence: declination, accents on stressed vowels, fall or rise at the end of a phrase."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from dicetalk_jax.world.timing import Segment, phrases
 def pitch(
   segments: Sequence[Segment], voice: Voice, prosody: Prosody, offset: float, asks: bool, rng: np.random.Generator
 ) -> np.ndarray:
-  """Hz of the voice at every step of the sound, silences included; offset: semitones of this take."""
+  """Pitch in Hz at every step of the sound, silences included. offset: semitones added in this take."""
   n = round(segments[-1].end / STEP)
   t = (np.arange(n) + 0.5) * STEP
   semitones = np.full(n, prosody.pitch + offset)
@@ -33,7 +33,7 @@ def pitch(
         peak = segment.start + 0.5 * (segment.end - segment.start)
         width = np.where(t < peak, 0.075, 0.1)
         contour += height * np.exp(-0.5 * ((t - peak) / width) ** 2)
-    # The accents raise the mean, which is the voice's own.
+    # The accents raise the mean, which must stay that of the voice.
     contour -= 0.12 * span
     semitones[inside] += contour[inside]
   drift = np.convolve(rng.standard_normal(n + 80), np.hanning(82)[1:-1], "valid")[:n]

@@ -1,4 +1,4 @@
-"""The mouth: the curves of the lips that speech and feeling make, and how they are painted."""
+"""The mouth: curves of the lips from speech and emotion, and how they are painted."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ class Lips:
 
 
 def lips(identity: Identity, parameters: np.ndarray) -> Lips:
-  """The lips of parameters (n, len(PARAMETERS)), before the head turns."""
+  """Lips of parameters (n, len(PARAMETERS)), without head pose."""
 
   def p(name):
     return column(parameters, name)[:, None]
@@ -42,7 +42,7 @@ def lips(identity: Identity, parameters: np.ndarray) -> Lips:
   jaw, press, rounding, tuck, bared = p("jaw"), p("lip_press"), p("lip_round"), p("lip_tuck"), p("upper_lip")
   left, right = p("corner_left"), p("corner_right")
   parted = 1 - press
-  # A small drop already shows at 128 pixels, where a face is 64 high.
+  # A small drop must be visible at 128 pixels.
   dropped = 0.225 * jaw**0.85 * (1 - 0.7 * tuck)
   raised = 0.05 * bared * (1 - 0.6 * tuck)
   upper = parted * (0.14 * dropped + raised + 0.008 * rounding + 0.022 * tuck + 0.01 * p("tongue"))
@@ -56,7 +56,7 @@ def lips(identity: Identity, parameters: np.ndarray) -> Lips:
   height = identity.mouth_height + 0.35 * 0.105 * jaw * press - 0.012 * bared
   pull = (0.012 + 0.058 * side - 0.012 * bared) * np.abs(t) ** 2
   smile = np.clip(left + right, 0, 2) / 2
-  # Lips that are closed and at ease meet in a line that dips in the middle.
+  # The line between closed, relaxed lips dips in the middle.
   dip = 0.004 * (1 - smile) * (1 - rounding) * np.exp(-(upper + lower) / 0.015)
   rest = height - pull + dip * np.cos(2 * np.pi * t) * bow + 0.006 * (left + right) * bow
   open_shape = bow ** (0.74 - 0.3 * np.maximum(np.sqrt(jaw), rounding))
@@ -72,7 +72,7 @@ def lips(identity: Identity, parameters: np.ndarray) -> Lips:
 
 
 class Mouth:
-  """The mouth of each frame, projected: `paint` lays one frame's on the canvas."""
+  """Mouth of all frames, projected to pixels; `paint` draws that of one frame."""
 
   def __init__(self, head: Head, skin: np.ndarray, light: np.ndarray):
     identity, parameters = head.identity, head.parameters
@@ -101,7 +101,7 @@ class Mouth:
     self.opening = curves.opening()
     rest = curves.upper_inner[:, :1] * 0 + identity.mouth_height
     bared = column(parameters, "upper_lip")[:, None]
-    # The upper teeth are the skull's: a raised lip bares them, a dropped jaw leaves them where they are.
+    # The upper teeth belong to the skull: a raised lip shows them, and a dropped jaw does not move them.
     arc = 1 - 0.35 * _T * _T
     edge = rest - 0.012 * bared + 0.026 * arc - 0.03 * (1 - arc)
     edge = np.maximum(edge, curves.upper_inner + 0.005)
@@ -128,7 +128,7 @@ class Mouth:
     self.down = 0.35 * (lower_outer - lower_inner)[:, [_MIDDLE]] + np.array([0, 1e-3], np.float32)
 
   def paint(self, canvas: np.ndarray, i: int) -> None:
-    """Lays frame i's mouth on canvas (3, size, size)."""
+    """Paints the mouth of frame i on canvas (3, size, size)."""
     size, light = self.size, self.light
     paint(canvas, fill(self.all[i], size), self.upper_colour * light)
     paint(canvas, fill(self.lower[i], size), self.lower_colour * light)
@@ -147,5 +147,5 @@ class Mouth:
 
 
 def _between(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-  """Two curves (n, m, 2) in the same direction -> the outline of what lies between them."""
+  """Two curves (n, m, 2) in the same direction -> the outline of the area between them."""
   return np.concatenate((upper, lower[:, ::-1]), axis=1)

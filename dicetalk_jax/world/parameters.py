@@ -1,4 +1,4 @@
-"""What a drawn face can do: the semantic parameters of one frame, which acting sets and the renderer draws."""
+"""Semantic parameters of a frame: acting sets them, the renderer draws them."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-  """One thing that a face does: its range, what its ends look like, and whether it is of the face or of the head."""
+  """A parameter: its range, the meaning of its ends, and whether it belongs to the face or the head."""
 
   name: str
   low: float
@@ -16,7 +16,7 @@ class Parameter:
   of_head: bool = False
 
 
-# At rest all are 0. Left and right are the picture's.
+# All are 0 at rest. Left and right are those of the picture.
 PARAMETERS = (
   Parameter("jaw", 0, 1, "jaw dropped; the lips part with it unless they are pressed"),
   Parameter("lip_press", 0, 1, "lips held together, thinner, whatever the jaw does (b, p, m)"),
@@ -45,12 +45,12 @@ PARAMETERS = (
   Parameter("zoom", -0.3, 0.3, "head farther .. nearer, logarithm of its size", of_head=True),
 )
 INDEX = {parameter.name: i for i, parameter in enumerate(PARAMETERS)}
-# What expression coefficients know of: neither where the head is nor where the eyes look.
+# Parameters that expression coefficients depend on: not head pose and gaze.
 OF_FACE = tuple(i for i, parameter in enumerate(PARAMETERS) if not parameter.of_head)
 
 
 def column(parameters: np.ndarray, name: str) -> np.ndarray:
-  """A named column of parameters (..., len(PARAMETERS)): a view that can be written to."""
+  """A named column of parameters (..., len(PARAMETERS)), as a writable view."""
   return parameters[..., INDEX[name]]
 
 

@@ -1,7 +1,7 @@
-"""The sounds of English as the drawn world says them: how each is heard and how each is seen.
+"""Phonemes of English in the drawn world: sound and visible mouth shape.
 
-Formants of vowels after Peterson and Barney (1952), of a man's vocal tract of 17.5 cm; loci of consonants and
-durations after Klatt (1980, 1979).
+Vowel formants after Peterson and Barney (1952), for a man's vocal tract of 17.5 cm; loci of consonants and durations
+after Klatt (1980, 1979).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ FRICATIVE, STOP, AFFRICATE, SILENCE = "fricative", "stop", "affricate", "silence
 
 
 class Mouth(NamedTuple):
-  """Visible targets, by the names and in the ranges of parameters.py."""
+  """Visible targets, with the names and ranges of parameters.py."""
 
   jaw: float = 0.0
   lip_press: float = 0.0
@@ -29,11 +29,11 @@ LIP_COLUMNS = Mouth._fields
 class Phoneme:
   """One sound.
 
-  formants, bandwidths: F1 to F4 in Hz; end: the formants that a diphthong goes to; pull: how strongly the formants
-  hold against their neighbours'. voicing: amplitude of the voice, of a vowel's 1. noise: resonances of the frication
-  or burst as (Hz, width in Hz, weight); noise_level: its amplitude, of a vowel's 1. aspiration: amplitude of breath.
-  nasal: 1 with the velum open. closure: the part of a stop or affricate before its burst. duration, minimum: seconds.
-  mouth, mouth_end: what is seen; dominance: how strongly it insists on that.
+  formants, bandwidths: F1 to F4 in Hz; end: the final formants of a diphthong; pull: weight of the formants against
+  those of the neighbours. voicing: amplitude of the voice, 1 for a vowel. noise: resonances of frication or burst as
+  (Hz, width in Hz, weight); noise_level: its amplitude, with 1 for a vowel. aspiration: amplitude of breath. nasal: 1
+  with the velum open. closure: the share of a stop or affricate before its burst. duration, minimum: seconds. mouth,
+  mouth_end: visible targets; dominance: their weight against those of the neighbours.
   """
 
   name: str
@@ -108,7 +108,7 @@ _HUSH = ((2700, 800, 1.0), (4300, 1800, 0.6))
 _PUFF = ((1500, 3000, 0.5), (6500, 5000, 1.0))
 _LISP = ((1800, 3000, 0.3), (7000, 3000, 1.0))
 
-# Lips together, whatever comes before and after; nothing else about the mouth matters.
+# The lips close, whatever comes before and after; the rest of the mouth is free.
 _CLOSED = Mouth(jaw=0.1, lip_press=1.0)
 _TUCKED = Mouth(jaw=0.1, lip_tuck=1.0)
 _AT_TEETH = Mouth(jaw=0.18, tongue=1.0)
@@ -116,7 +116,7 @@ _BEHIND_TEETH = Mouth(jaw=0.14, tongue=0.3)
 _SPREAD_TEETH = Mouth(jaw=0.07, lip_width=0.3)
 _BACK = Mouth(jaw=0.22)
 
-# The index is the phoneme's id in a record's truth.
+# The index is the id of the phoneme in the truth of a record.
 PHONEMES = (
   Phoneme("SIL", SILENCE, (500, 1500, 2500, 3500), 0.25, 0.08, Mouth(), 0.8, pull=0.05, voicing=0.0),
   _vowel("AA", (730, 1090, 2440, 3400), 0.17, 0.08, Mouth(jaw=0.9, lip_width=0.05)),

@@ -1,8 +1,8 @@
-"""Antialiased filling of outlines, the strokes and curves that become outlines, and soft spots: numpy only.
+"""Antialiased filling of outlines, strokes, curves and soft spots, in NumPy only.
 
-The share of each pixel that an outline covers is found exactly, from signed areas: every edge adds what it cuts off to
-the pixel it passes through, and a running sum along the row fills the inside. Cost grows with the outline's length and
-its bounding box, not with the picture.
+The coverage of each pixel is exact, from signed areas: every edge adds its area to the pixels that it crosses, and a
+cumulative sum along each row fills the inside. The cost depends on the length and bounding box of the outline, not on
+the size of the picture.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-  """How much of each pixel is covered: alpha (h, w) float32 in [0, 1], its corner at (left, top) of the picture."""
+  """Coverage of pixels: alpha (h, w) float32 in [0, 1], with its corner at (left, top) of the picture."""
 
   left: int
   top: int
   alpha: np.ndarray
 
   def within(self, other: "Mask") -> "Mask":
-    """What both cover."""
+    """The intersection with another mask."""
     left, top = max(self.left, other.left), max(self.top, other.top)
     right = min(self.left + self.alpha.shape[1], other.left + other.alpha.shape[1])
     bottom = min(self.top + self.alpha.shape[0], other.top + other.alpha.shape[0])
@@ -31,16 +31,16 @@ class Mask:
     return Mask(left, top, a * b)
 
   def grid(self) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of its pixels in the picture's coordinates: x (1, w), y (h, 1)."""
+    """Centres of the pixels in picture coordinates: x (1, w), y (h, 1)."""
     h, w = self.alpha.shape
     x = np.arange(w, dtype=np.float32)[None] + np.float32(self.left + 0.5)
     return x, np.arange(h, dtype=np.float32)[:, None] + np.float32(self.top + 0.5)
 
 
 def fill(contours: np.ndarray, size: int) -> Mask:
-  """Closed outlines (m, 2) or (c, m, 2), x and y in pixels -> what they cover of a picture of size x size.
+  """Closed outlines (m, 2) or (c, m, 2), x and y in pixels -> their mask in a picture of size x size.
 
-  An outline that runs the other way round cuts a hole in the others.
+  An outline of the opposite direction cuts a hole in the others.
   """
   contours = contours.reshape(-1, *contours.shape[-2:]).astype(np.float32)
   x, y = np.ascontiguousarray(contours[..., 0]), np.ascontiguousarray(contours[..., 1])
@@ -51,7 +51,7 @@ def fill(contours: np.ndarray, size: int) -> Mask:
   x -= np.float32(left)
   y -= np.float32(top)
   dx, dy = _next(x) - x, _next(y) - y
-  # Edges of at most a pixel cross one row's border at most, so two pieces hold each.
+  # Edges of at most one pixel cross at most one row border, so each has at most two pieces.
   pieces = max(1, math.ceil(1.05 * max(float(dx.max()), -float(dx.min()), float(dy.max()), -float(dy.min()))))
   if pieces > 1:
     steps = np.arange(pieces, dtype=np.float32) / np.float32(pieces)
@@ -78,12 +78,12 @@ def fill(contours: np.ndarray, size: int) -> Mask:
 
 
 def _next(values: np.ndarray) -> np.ndarray:
-  """Of each point (c, m) of closed outlines the one that follows."""
+  """The point after each point (c, m) of closed outlines."""
   return np.concatenate((values[:, 1:], values[:, :1]), axis=1)
 
 
 def spot(centre: np.ndarray, across: np.ndarray, down: np.ndarray, size: int) -> Mask:
-  """A soft spot, 1 in the middle and 0 from the ellipse with half axes across and down, each (2,) in pixels."""
+  """A soft spot: 1 in the middle, 0 outside the ellipse with half axes across and down, each (2,) in pixels."""
   reach = np.hypot(across, down)
   left, top = (max(0, int(v)) for v in np.floor(centre - reach))
   right, bottom = (min(size, int(v)) for v in np.ceil(centre + reach))
@@ -99,7 +99,7 @@ def spot(centre: np.ndarray, across: np.ndarray, down: np.ndarray, size: int) ->
 
 
 def paint(canvas: np.ndarray, mask: Mask, colour, opacity: float = 1.0) -> None:
-  """Lays a colour, (3,) or (3, h, w) over the mask's box, on canvas (3, size, size) in place."""
+  """Paints a colour, (3,) or (3, h, w) over the box of the mask, on canvas (3, size, size) in place."""
   h, w = mask.alpha.shape
   if opacity <= 0 or not mask.alpha.size:
     return
@@ -136,6 +136,6 @@ def smooth_open(points: np.ndarray, samples: int = 6) -> np.ndarray:
 def _curve(neighbours: list[np.ndarray], samples: int) -> np.ndarray:
   t = (np.arange(samples, dtype=np.float32) / np.float32(samples))[:, None]
   weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
-  # Summed by hand: a matrix product rounds by the number of frames, and a frame must not depend on the others.
+  # Not a matrix product, whose rounding depends on the number of frames: a frame must not depend on the others.
   points = sum(0.5 * w * p[..., :, None, :] for w, p in zip(weights, neighbours, strict=True))
   return points.reshape(*points.shape[:-3], -1, 2)

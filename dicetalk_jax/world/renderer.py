@@ -1,4 +1,4 @@
-"""Draws a person who speaks and feels: parameters in, pictures out, the same at every size."""
+"""Draws a person: parameters -> pictures, at any size."""
 
 import math
 
@@ -19,9 +19,8 @@ SMALLEST = 32
 def render(identity: Identity, parameters: np.ndarray, size: int = 128) -> np.ndarray:
   """Frames of a person as (n, size, size, 3) uint8 sRGB.
 
-  parameters (n, len(PARAMETERS)): what each frame does; what is beyond a range is taken for its end. A frame does not
-  depend on the others. size: even, at least 32 pixels. Raises ValueError for another shape or size, or for values that
-  are not finite.
+  parameters (n, len(PARAMETERS)) are clipped to their ranges. A frame does not depend on the others. size: even, at
+  least 32 pixels. Raises ValueError for another shape or size, and for values that are not finite.
   """
   parameters, size = _checked(parameters), _checked_size(size)
   frames = np.empty((len(parameters), size, size, 3), np.uint8)
@@ -54,16 +53,16 @@ def render(identity: Identity, parameters: np.ndarray, size: int = 128) -> np.nd
 
 
 def face_box(identity: Identity, parameters: np.ndarray, size: int = 128) -> tuple[int, int, int, int]:
-  """Where the face is in frames of `render`: (x, y, w, h) in pixels, ear to ear and forehead to chin over all frames.
+  """Face box in frames of `render`: (x, y, w, h) in pixels, ear to ear and forehead to chin, over all frames.
 
-  Cut to the picture. Raises ValueError as `render` does, and where there are no frames.
+  It is clipped to the picture. Raises ValueError as `render` does, and for no frames.
   """
   parameters, size = _checked(parameters), _checked_size(size)
   if not len(parameters):
     raise ValueError("there are no frames to find a face in; give parameters of at least one")
   head = Head(identity, parameters, size)
   skin = Skin(head, skin_colour(identity), light_colour(identity))
-  # The outline starts at the crown; the face begins where the forehead does.
+  # The outline starts at the crown, the face at the forehead.
   forehead = head.project(0.0, np.full((1, 1), -0.5), 0.3)
   points = np.concatenate((head.face_points(), forehead, skin.ears.reshape(len(parameters), -1, 2)), axis=1)
   low, high = points.reshape(-1, 2).min(0), points.reshape(-1, 2).max(0)
@@ -73,9 +72,9 @@ def face_box(identity: Identity, parameters: np.ndarray, size: int = 128) -> tup
 
 
 def mouth_geometry(identity: Identity, parameters: np.ndarray) -> np.ndarray:
-  """How far the mouth is open in the middle between the inner lips, and its width from corner to corner.
+  """Opening of the mouth in the middle between the inner lips, and its width from corner to corner.
 
-  parameters (n, len(PARAMETERS)) -> (n, 2) float32 in face heights, as drawn by `render` when the head does not move.
+  parameters (n, len(PARAMETERS)) -> (n, 2) float32 in face heights, as `render` draws them without head pose.
   """
   curves = lips(identity, _checked(parameters))
   return np.stack((curves.opening(), curves.width()), -1).astype(np.float32)

@@ -1,11 +1,11 @@
-"""What people in the drawn world say: plain sentences that fit any emotion, and how English text is pronounced."""
+"""Sentences of the drawn world, which fit any emotion, and the pronunciation of English text."""
 
 import re
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.world.lexicon import number_words, word_phonemes
 
-# How many SIL a mark is; how long one lasts is a matter of timing.
+# Number of SIL phonemes for a punctuation mark; `timing` sets their length.
 _PAUSES = {",": 1, ";": 1, ":": 1, "(": 1, ")": 1, "—": 1, "–": 1, ".": 2, "!": 2, "?": 2, "…": 2, "\n": 2}
 _TOKEN = re.compile(r"\d+(?:,\d{3})*|[^\W\d_]+(?:['’][^\W\d_]+)*|[,;:()—–.!?…\n]|\s-+\s|[%&$€£+=@]")
 _SYMBOLS = {"%": "percent", "&": "and", "+": "plus", "=": "equals", "@": "at"}
@@ -13,10 +13,10 @@ _SYMBOLS |= {"$": "dollars", "€": "euros", "£": "pounds"}
 
 
 def pronounce(text: str) -> list[tuple[str, int]]:
-  """English text -> (phoneme, stress) pairs, stress 1 on the stressed vowel of each word that carries one.
+  """English text -> (phoneme, stress) pairs, with stress 1 on the stressed vowel of a word.
 
-  Punctuation becomes SIL, one for a comma and two for the end of a sentence. Words that are not in the dictionary
-  follow letter-to-sound rules, numbers are read out. Raises InputError for text with nothing to say.
+  Punctuation becomes SIL: one for a comma, two for the end of a sentence. Words outside the dictionary follow
+  letter-to-sound rules; numbers are read out. Raises InputError for text without words.
   """
   said, pause = [], 0
   for token in _TOKEN.findall(text):
@@ -44,7 +44,7 @@ def _words(token: str) -> list[str]:
 
 
 def sentences(split: str) -> tuple[str, ...]:
-  """The sentences of "train" or "test"; none is in both. Raises InputError for another split."""
+  """The sentences of the split "train" or "test", which share none. Raises InputError for another split."""
   if split not in _SENTENCES:
     raise InputError(f"the split {split!r} is not known; give train or test")
   return _SENTENCES[split]

@@ -1,4 +1,4 @@
-"""The shaded head: skin, ears, nose, the folds that feelings draw, beard, freckles."""
+"""The shaded head: skin, ears, nose, folds of expressions, beard, freckles."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ _SPOTS = np.random.default_rng([0x5F]).uniform(-1, 1, (22, 2)).astype(np.float32
 
 
 def skin_colour(identity: Identity) -> np.ndarray:
-  """The skin's colour from its tone and undertone: (3,) sRGB in [0, 1]."""
+  """Colour of the skin from tone and undertone: (3,) sRGB in [0, 1]."""
   tone = identity.skin_tone * (len(_TONES) - 1)
   base = np.array([np.interp(tone, np.arange(len(_TONES)), part) for part in _TONES.T]) / 255
   shift = np.array([-0.012, 0.014, -0.03]) if identity.skin_undertone > 0 else np.array([-0.02, 0.022, -0.02])
@@ -26,13 +26,13 @@ def skin_colour(identity: Identity) -> np.ndarray:
 
 
 def light_colour(identity: Identity) -> np.ndarray:
-  """What the light multiplies colours by: (3,)."""
+  """Factor (3,) of the light on colours."""
   warmth = identity.light_warmth
   return np.array([1 + 0.04 * warmth, 1 + 0.005 * warmth, 1 - 0.06 * warmth], np.float32)
 
 
 class Skin:
-  """The head of each frame without eyes, mouth and hair."""
+  """The head of all frames without eyes, mouth and hair."""
 
   def __init__(self, head: Head, skin: np.ndarray, light: np.ndarray):
     identity, parameters = head.identity, head.parameters
@@ -73,7 +73,7 @@ class Skin:
       return smooth(head.project(x, y, -0.04 - 0.13 * size * (shape[:, 0] * shrink + 1.5 * lean)))
 
     self.ears, self.inner_ears = ear(1.0, 0.0), ear(0.6, 0.22)
-    # The nearer ear lies before the head, the farther behind it.
+    # The nearer ear is in front of the head, the farther one behind it.
     turned = column(head.parameters, "yaw")
     self.ear_before = np.stack((turned > 0.04, turned < -0.04), -1)
 
@@ -94,7 +94,7 @@ class Skin:
     self.bridge_across = head.surface(zero + 0.05, (eye + base) / 2 - 0.02, 0.09)[:, 0] - self.bridge
     self.bridge_down = head.surface(zero, base + 0.01, 0.12)[:, 0] - self.bridge
     side = _SIDES[None, :, None]
-    # A wing: from the cheek round the nostril and under it.
+    # A wing of the nose: from the cheek around and under the nostril.
     curve = np.array([(0.86, -0.062), (1.04, -0.03), (0.95, 0.0), (0.62, 0.002), (0.4, 0.012)], np.float32)
     raised = lift[:, :, None]
     wing_x = side * wing * curve[:, 0] * (1 + 0.1 * wrinkle[:, :, None])
@@ -103,7 +103,7 @@ class Skin:
     hole_x = side * wing * 0.48 + 0.24 * wing * np.cos(_TURN)
     hole_y = base + 0.002 + 0.011 * np.sin(_TURN) - 0.7 * raised
     self.nostrils = head.surface(hole_x, hole_y - 0.08 * np.abs(hole_x), 0.07)
-    # The bridge's two flanks, from the brow to the tip.
+    # The two flanks of the bridge, from the brow to the tip.
     down = np.array([-0.055, 0.0, 0.45, 0.8, 1.0], np.float32)
     y = eye + (base - 0.045 - eye) * down
     x = side * np.array([0.062, 0.036, 0.03, 0.042, 0.058], np.float32) * (0.7 + 4 * wing)
@@ -126,7 +126,7 @@ class Skin:
     self.cheek_across = head.surface(x * 1.32, y) - self.cheeks
     self.cheek_down = head.surface(x, y + 0.095) - self.cheeks
     curves = lips(identity, head.parameters)
-    # The fold runs from the nose's wing round the mouth's corner, which pushes it.
+    # The fold runs from the wing of the nose around the corner of the mouth, which pushes it.
     corner_x = np.stack((curves.x[:, 0], curves.x[:, -1]), 1)
     corner_y = np.stack((curves.upper_inner[:, 0], curves.upper_inner[:, -1]), 1)
     s = _S[None, None]
@@ -183,7 +183,7 @@ class Skin:
     self.moustache = np.concatenate(outline, axis=1)
 
   def paint_head(self, canvas, i: int, eyes) -> Mask:
-    """Lays frame i's head and far ear on canvas; returns what the head covers."""
+    """Paints the head and the far ear of frame i on canvas; returns the mask of the head."""
     size = self.size
     for side in range(2):
       if not self.ear_before[i, side]:
@@ -201,7 +201,7 @@ class Skin:
         shade[y0:y1, x0:x1] += np.float32(amount) * mark.alpha[y0 - top : y1 - top, x0 - left : x1 - left]
 
     eyes.paint_sockets(add, i)
-    # Deep skin shows form by what shines, fair skin by what is in shadow.
+    # Highlights show the form of deep skin, shadows that of fair skin.
     strong, shine = self.identity.nose_bridge, 0.02 + 0.14 * self.identity.skin_tone
     add(spot(self.bridge[i], self.bridge_across[i], self.bridge_down[i], size), 0.05 + 0.05 * strong + shine)
     add(spot(self.under[i], self.under_across[i], self.under_down[i], size), -0.16)
@@ -214,7 +214,7 @@ class Skin:
       )
       dent = spot(self.dents[i, side], self.dent_across[i, side], self.dent_down[i, side], size)
       add(dent, -0.1 - 0.1 * abs(float(self.smile[i, side])))
-    # Shadows lose blue and green before red, as skin does.
+    # In the shadows of skin, blue and green fade before red.
     drop = shade - 1
     colour = np.empty((3, *shade.shape), np.float32)
     for channel, gain in enumerate((0.88, 1.06, 1.14)):
@@ -223,7 +223,7 @@ class Skin:
     return head
 
   def _volume(self, mask: Mask, i: int) -> np.ndarray:
-    """Light on the head as on an ellipsoid: 1 where it is neither bright nor dark."""
+    """Light on the head as on an ellipsoid; 1 is neither bright nor dark."""
     identity, head = self.identity, self.head
     x, y = mask.grid()
     scale = float(head.scale[i, 0])
@@ -252,7 +252,7 @@ class Skin:
         self._paint_ear(canvas, i, side)
 
   def paint_features(self, canvas, i: int, head: Mask) -> None:
-    """Lays frame i's cheeks, nose, folds, spots and beard on canvas."""
+    """Paints cheeks, nose, folds, spots and beard of frame i on canvas."""
     identity, size, dark = self.identity, self.size, self.dark
     cheek, wrinkle, bared = (float(self.p[name][i]) for name in ("cheek", "nose_wrinkle", "upper_lip"))
     rosy = np.array([0.9, 0.4, 0.38], np.float32) * (0.5 + 0.5 * self.skin)

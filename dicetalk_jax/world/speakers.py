@@ -1,4 +1,4 @@
-"""Who speaks and in what manner: voices drawn from a seed, and what an emotion does to one.
+"""Voices drawn from a seed, and the effect of emotions on them.
 
 The acoustics of emotion: Banse and Scherer (1996), Acoustic profiles in vocal emotion expression; Juslin and Laukka
 (2003), Communication of emotions in vocal expression and music performance.
@@ -19,9 +19,9 @@ class Voice:
   """A person's voice.
 
   pitch: mean in Hz. pitch_range: semitones from the lowest to the highest of a neutral sentence. tract: factor of all
-  formants, 1 a man's, about 1.17 a woman's, 1.3 a child's. open_quotient: part of a period with the glottis open.
+  formants, about 1 for men, 1.17 for women, 1.3 for children. open_quotient: share of a period with the glottis open.
   breathiness: 0 to 1. tilt: dB an octave added to the source above 500 Hz. rate: factor of speed. jitter, shimmer:
-  standard deviation from period to period of its length and strength. creak: 0 to 1. vibrato: semitones. loudness: dB.
+  standard deviation of the length and strength of periods. creak: 0 to 1. vibrato: semitones. loudness: dB.
   """
 
   pitch: float
@@ -40,13 +40,13 @@ class Voice:
 
 @dataclasses.dataclass(frozen=True)
 class Prosody:
-  """What a manner of speaking changes in a voice.
+  """Changes of a voice by a manner of speaking.
 
-  pitch: semitones added. pitch_range: factor. energy: dB added. rate: factor of speed. tilt: dB an octave added, above
-  0 is brighter. breathiness, creak: added. tremor: semitones at about 6 Hz, which shakes the strength too. pausing:
-  factor of pauses. slope: semitones that a phrase rises (falls, below 0) from its beginning to its end. accent: factor
-  of accents. attack: seconds that a sound takes longer to swell. drawl: factor of stressed vowels' length. smile:
-  factor of formants, by lips spread or drawn.
+  pitch: semitones added. pitch_range: factor. energy: dB added. rate: factor of speed. tilt: dB an octave added; above
+  0 is brighter. breathiness, creak: added. tremor: semitones at about 6 Hz, which also modulates the strength. pausing:
+  factor of pauses. slope: semitones by which a phrase rises from its beginning to its end. accent: factor of accents.
+  attack: seconds added to the onset of a sound. drawl: factor of the length of stressed vowels. smile: factor of the
+  formants, for spread or rounded lips.
   """
 
   pitch: float = 0.0
@@ -67,7 +67,7 @@ class Prosody:
 
 NEUTRAL = Prosody()
 
-# What emotions are made of, so that related ones sound related: arousal, pleasantness, control (potency), surprise
+# Components of emotions, so that related emotions sound similar: arousal, pleasantness, control (potency), surprise
 # (novelty) and rejection.
 _COMPONENTS = {
   "angry": (1.0, -0.7, 1.0, 0.0, 0.2),
@@ -79,7 +79,7 @@ _COMPONENTS = {
   "sad": (-1.0, -0.6, -0.6, 0.0, 0.0),
   "surprised": (0.6, 0.2, -0.1, 1.2, 0.0),
 }
-# A row a component: what a whole one adds to each field, to the logarithm of those that are factors.
+# A row for each component: what it adds to each field, or to the logarithm of a field that is a factor.
 _FIELDS = tuple(field.name for field in dataclasses.fields(Prosody))
 _FACTORS = ("pitch_range", "rate", "pausing", "accent", "drawl", "smile")
 _EFFECTS = (
@@ -89,7 +89,7 @@ _EFFECTS = (
   dict(pitch=2.6, pitch_range=0.5, energy=0.5, rate=-0.06, breathiness=0.08, slope=4.5, accent=0.2, drawl=0.1),
   dict(pitch=-1.3, pitch_range=-0.3, rate=-0.13, tilt=-0.3, creak=0.5, attack=0.025, drawl=0.22, slope=-1.8),
 )
-# How much takes of one emotion by different people differ in each field.
+# Spread between people showing the same emotion, for each field.
 _PERSONAL = dict(
   **dict(pitch=0.8, pitch_range=0.12, energy=1.3, rate=0.05, tilt=0.5, breathiness=0.05, creak=0.06, tremor=0.06),
   **dict(pausing=0.1, slope=0.8, accent=0.1, attack=0.004, drawl=0.05, smile=0.008),
@@ -98,7 +98,7 @@ _STRENGTH = {1: 0.5, 2: 0.75, 3: 1.0}
 
 
 def draw_voice(seed: int) -> Voice:
-  """A seed -> Voice: men, women and children, tellable apart by pitch, vocal tract and quality."""
+  """A seed -> Voice of a man, woman or child; voices differ in pitch, vocal tract and quality."""
   rng = np.random.default_rng([_VOICE_TAG, seed])
   kind = rng.choice(3, p=(0.45, 0.43, 0.12))
   pitch, spread = ((115, 0.17), (205, 0.13), (275, 0.1))[kind]
@@ -123,8 +123,8 @@ def draw_voice(seed: int) -> Voice:
 def prosody(emotion: str, level: int = 3, seed: int = 0) -> Prosody:
   """An emotion of EMOTIONS at level 1 to 3 (0.5, 0.75 and 1 of it) -> Prosody.
 
-  seed: the person; everyone shows it a little differently, and the same at every level. Raises InputError for an
-  emotion or level that there is not.
+  seed: the person; people show an emotion differently, with the same habits at every level. Raises InputError for an
+  unknown emotion or level.
   """
   if emotion not in EMOTIONS:
     raise InputError(f"the emotion {emotion!r} is not known; give one of {', '.join(EMOTIONS)}")
@@ -138,7 +138,7 @@ def prosody(emotion: str, level: int = 3, seed: int = 0) -> Prosody:
   values = {}
   for name, own in zip(_FIELDS, habit, strict=True):
     shown = strength * expressive * sum(w * e.get(name, 0.0) for w, e in zip(weights, _EFFECTS, strict=True))
-    # Even a neutral manner is not the same in everyone, but it is nearly so.
+    # A neutral manner differs little between people.
     own = own * _PERSONAL[name] * (0.5 if emotion == "neutral" else strength)
     values[name] = float(np.exp(shown + own)) if name in _FACTORS else float(shown + own)
   for name in ("tremor", "attack"):

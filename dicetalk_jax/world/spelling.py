@@ -1,6 +1,6 @@
-"""How a word that is in no dictionary is pronounced: letter-to-sound rules.
+"""Letter-to-sound rules for words that are not in the dictionary.
 
-The form of the rules is that of Elovitz et al. (1976), Letter-to-sound rules for automatic translation of English text
+The rules have the form of Elovitz et al. (1976), Letter-to-sound rules for automatic translation of English text
 to phonetics.
 """
 
@@ -11,8 +11,8 @@ from dicetalk_jax.world.phonemes import INDEX, PHONEMES
 
 Pronunciation = tuple[tuple[str, int], ...]
 
-# before<letters>after=phonemes, all three regular expressions; the first that fits counts. A vowel before a single
-# consonant and a silent e is long.
+# before<letters>after=phonemes; the first three are regular expressions, and the first rule that fits applies. A vowel
+# before a single consonant and a silent e is long.
 _RULES = r"""
 ^<rh>=R; [^aeiouy]<le>$=AH L; [aeiouy].*[pksfxh]<ed>$=T; [aeiouy].*[td]<ed>$=AH D; <a>tion=EY; <a>nge=EY; <ng>er=NG G;
 <ng>[ei]=N JH; <tion>=SH AH N; <ssion>=SH AH N; [aeiou]<sion>=ZH AH N; <cious>=SH AH S; <tious>=SH AH S;
@@ -44,12 +44,12 @@ _STRESSED_BEFORE_LAST = re.compile("([cst]ion|ic|ical|ity)$")
 
 
 def marked(sounds: Iterable[str]) -> Pronunciation:
-  """Phonemes such as AA1, the 1 for stress, -> (phoneme, stress) pairs."""
+  """Phonemes such as AA1, with 1 for stress -> (phoneme, stress) pairs."""
   return tuple((sound.rstrip("1"), int(sound.endswith("1"))) for sound in sounds)
 
 
 def by_rule(word: str) -> Pronunciation:
-  """A word of a to z and apostrophes -> (phoneme, stress) pairs, by its letters' names where it has no vowel."""
+  """A word of a to z and apostrophes -> (phoneme, stress) pairs; a word without vowels is spelled out."""
   word = word.replace("'", "")
   if len(word) == 1 or not re.search("[aeiouy]", word):
     return _letter_by_letter(word)
@@ -71,7 +71,7 @@ def _letter_by_letter(word: str) -> Pronunciation:
 
 
 def _next_sounds(word: str, at: int) -> tuple[list[str], int]:
-  """What the letters from `at` on say, and where the next ones begin."""
+  """The phonemes of the letters from `at` on, and the place of the next letters."""
   for before, letters, after, sounds in _PARSED:
     match = letters.match(word, at)
     if match and before.search(word[:at]) and after.match(word[match.end() :]):

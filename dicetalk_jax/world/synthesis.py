@@ -1,8 +1,8 @@
 """A formant synthesiser: glottal pulses and noise through a vocal tract that moves, after Klatt (1980, 1990).
 
 Software for a cascade/parallel formant synthesizer; Analysis, synthesis and perception of voice quality variations.
-The tract's filter is set every 5 ms and applied to crossfading 10 ms windows of the source by its frequency response,
-so the sound of each window rings on in full under the next.
+The filter of the tract changes every 5 ms. Its frequency response is applied to crossfaded 10 ms windows of the source,
+so that each window rings out under the next ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ from dicetalk_jax.world.timing import Segment, phrases
 
 HOP = 80
 STEP = HOP / SAMPLE_RATE
-# 60 ms: what a formant 70 Hz wide still rings with after that is -113 dB.
+# 60 ms: a formant 70 Hz wide has then decayed by 113 dB.
 _FFT = 12 * HOP
 _OVERSAMPLING = 4
-# Steps filtered at a time, few enough to stay in a processor's cache.
+# Steps that are filtered at a time, few enough for the cache of a processor.
 _BLOCK = 64
 _HZ = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE)
 _Z = np.exp(-2j * np.pi * _HZ / SAMPLE_RATE)[None]
-# Of a man's tract; F1 to F4 move.
+# Formants of a man's tract; F1 to F4 move.
 _UPPER = ((4400, 300), (5300, 400), (6200, 500), (7100, 600))
 _BURST = 0.012
 
@@ -32,7 +32,7 @@ _BURST = 0.012
 def synthesise(
   segments: Sequence[Segment], n: int, pitch: np.ndarray, voice: Voice, prosody: Prosody, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Segments and Hz at every step -> (n,) sound, vowels about 1 in RMS, and where the voice sounds, (n // HOP,)."""
+  """Segments and pitch at every step -> sound (n,), vowels about 1 in RMS, and where it is voiced (n // HOP,)."""
   steps = n // HOP
   t = (np.arange(steps) + 0.5) * STEP
   tracks = _Tracks(segments, t, prosody, rng)
@@ -59,7 +59,7 @@ def speaking_rms(sound: np.ndarray, segments: Sequence[Segment]) -> float:
 
 
 class _Tracks:
-  """Everything that moves, at every step's middle t (steps,): arrays (steps,), (steps, 4) or (steps, segments)."""
+  """All control tracks, at the middles t (steps,) of the steps: (steps,), (steps, 4) or (steps, segments)."""
 
   def __init__(self, segments: Sequence[Segment], t: np.ndarray, prosody: Prosody, rng: np.random.Generator):
     self.sounds = sounds = [PHONEMES[INDEX[segment.phoneme]] for segment in segments]
@@ -80,15 +80,15 @@ class _Tracks:
     self.aspiration = _smooth(aspiration, 0.015)
     self.noise = np.stack([_smooth(row, 0.015) for row in noise.T], 1) * np.sqrt(self.effort)[:, None]
     self.gate = _smooth((inside & spoken).any(1).astype(float), 0.02)
-    # Creak comes easily where breath runs out.
+    # Creak occurs mostly at the end of a breath.
     self.creak = np.clip(prosody.creak * (0.5 + 0.5 * ending), 0, 1)
 
 
 def _blended(sounds, stress, start, end, t):
-  """Formants, bandwidths (steps, 4) and nasality (steps,): each sound holds its own and yields to its neighbours."""
+  """Formants, bandwidths (steps, 4) and nasality (steps,), blended between neighbouring sounds."""
   first = np.array([sound.formants for sound in sounds], float)
   last = np.array([sound.end or sound.formants for sound in sounds], float)
-  # A vowel without stress drifts towards the middle of the mouth.
+  # An unstressed vowel is centralised.
   vowel = np.array([sound.is_vowel for sound in sounds])
   drift = np.where(vowel & (stress == 0), 0.25, 0.0)[:, None]
   middle = np.array([500.0, 1500.0, 2500.0, 3450.0])
@@ -114,7 +114,7 @@ def _releases(sounds, start, end, t):
   for i, sound in enumerate(sounds):
     if sound.kind == STOP:
       after = sounds[i + 1] if i + 1 < len(sounds) else PHONEMES[0]
-      # A release is hardly heard before another stop or a pause, and breath does not follow it after an S.
+      # A release is weak before another stop or a pause, and is not aspirated after an S.
       strength = 1.0 if after.voicing > 0.3 else 0.35
       noise[:, i] *= strength * np.exp((opened[i] - t[:, 0]).clip(max=0) / _BURST)
       aspiration[:, i] *= strength * (0.3 if i and sounds[i - 1].name == "S" else 1.0)
@@ -122,7 +122,7 @@ def _releases(sounds, start, end, t):
 
 
 def _phrasing(segments, t):
-  """Effort (steps,), about 1 and falling over each phrase, and ending (steps,), rising to 1 in its last 0.35 s."""
+  """Effort (steps,), about 1 and falling over each phrase, and ending (steps,), which rises to 1 in its last 0.35 s."""
   effort, ending = np.ones(len(t)), np.zeros(len(t))
   for phrase in phrases(segments):
     start, end = phrase[0].start, phrase[-1].end
@@ -145,7 +145,7 @@ def _glottis(pitch, creak, n, voice, prosody, rng):
   cycle = phase.astype(int)
   strength = (1 + (voice.shimmer + 0.05 * creak) * shimmer[cycle]) * (1 - 0.6 * creak * (cycle % 2))
   breathiness = np.clip(voice.breathiness + prosody.breathiness, 0, 1)
-  # A strong voice shuts the glottis for longer.
+  # A strong voice closes the glottis for longer.
   quotient = np.clip(voice.open_quotient + 0.25 * prosody.breathiness - 0.01 * prosody.energy, 0.35, 0.9)
   u = (phase - cycle) / (quotient * (1 - 0.3 * creak))
   flow = np.where(u < 1, 6.75 * u * u * (1 - u), 0) * strength
@@ -155,20 +155,20 @@ def _glottis(pitch, creak, n, voice, prosody, rng):
 
 
 def _tilt(tracks: "_Tracks", rows: slice, slope: float) -> np.ndarray:
-  """(rows, bins) gain of the source's slope in dB an octave; what is said with more effort is brighter."""
+  """Gain (rows, bins) of a spectral slope in dB an octave; more effort sounds brighter."""
   octaves = np.log2(np.maximum(_HZ, 400.0) / 400.0)[None]
   return 10 ** (np.minimum(slope + 3 * (tracks.effort[rows, None] - 1), 3.0) * octaves / 20)
 
 
 def _inverse(hz, width):
-  """(k, 1) or scalar Hz -> (k, bins): one over the response of Klatt's digital resonator, which is 1 at 0 Hz."""
+  """Hz, (k, 1) or scalar -> (k, bins): inverse response of Klatt's digital resonator, which is 1 at 0 Hz."""
   radius = np.exp(-np.pi * width / SAMPLE_RATE)
   b, c = 2 * radius * np.cos(2 * np.pi * hz / SAMPLE_RATE), -(radius**2)
   return (1 - b * _Z - c * _Z * _Z) / (1 - b - c)
 
 
 def _tract(tracks: "_Tracks", rows: slice, scale: float) -> np.ndarray:
-  """(rows, bins) response of the vocal tract, F1 to the last below 7.8 kHz, with the nose's pole and zero."""
+  """Response (rows, bins) of the vocal tract: all formants below 7.8 kHz, with the nasal pole and zero."""
   poles = _inverse(270.0 * scale, 100.0)
   for hz, width in _UPPER:
     if hz * scale < 7800:
@@ -182,12 +182,12 @@ def _tract(tracks: "_Tracks", rows: slice, scale: float) -> np.ndarray:
 
 
 def _frication(tracks: "_Tracks", voice: Voice) -> tuple[np.ndarray, np.ndarray]:
-  """Amplitudes (steps, kinds) and responses (kinds, bins) of noise at narrow places, each 1 in RMS."""
+  """Amplitudes (steps, kinds) and responses (kinds, bins) of noise at constrictions, each 1 in RMS."""
   names = sorted({sound.name for sound in tracks.sounds if sound.noise})
   shapes, weights = np.zeros((len(names), len(_HZ)), complex), np.zeros((len(tracks.noise), len(names)))
   for k, name in enumerate(names):
     for hz, width, weight in PHONEMES[INDEX[name]].noise:
-      # Two in a row, for a spectrum that falls off as steeply as that of a hiss does.
+      # Two resonators in series, for the steep spectrum of a hiss.
       band = (1 - _Z[0] * _Z[0]) / _inverse(min(hz * voice.tract**0.5, 7400.0), 1.5 * width)[0] ** 2
       shapes[k] += weight * band / np.abs(band).max()
     shapes[k] /= np.sqrt(np.mean(np.abs(shapes[k]) ** 2))
@@ -196,7 +196,7 @@ def _frication(tracks: "_Tracks", voice: Voice) -> tuple[np.ndarray, np.ndarray]
 
 
 def _filtered(source: np.ndarray, response: Callable[[slice], np.ndarray]) -> np.ndarray:
-  """(n,) through response(rows) (rows, bins) of each step, crossfaded from step to step."""
+  """Filters (n,) with response(rows) (rows, bins) of each step, crossfaded from step to step."""
   steps, overlap = len(source) // HOP, _FFT // HOP
   window = np.sin(np.pi * (np.arange(2 * HOP) + 0.5) / (2 * HOP)) ** 2
   padded = np.pad(source, (HOP // 2, 2 * HOP))
@@ -211,7 +211,7 @@ def _filtered(source: np.ndarray, response: Callable[[slice], np.ndarray]) -> np
 
 
 def _samples(track: np.ndarray, n: int) -> np.ndarray:
-  """A track at steps' middles -> at n samples."""
+  """A track at the middles of steps -> at n samples."""
   per = n / len(track)
   return np.interp((np.arange(n) + 0.5) / per, np.arange(len(track)) + 0.5, track)
 

@@ -1,4 +1,4 @@
-"""When each phoneme sounds: durations after Klatt (1979), Synthesis by rule of segmental durations in English."""
+"""Times of phonemes: durations after Klatt (1979), Synthesis by rule of segmental durations in English."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,7 +30,7 @@ def segments(
 ) -> tuple[Segment, ...]:
   """(phoneme, stress) pairs -> Segments between silences, on whole samples and to a whole number of frames.
 
-  Raises InputError where there is nothing to say or a phoneme is not known.
+  Raises InputError for an unknown phoneme, and when all are silence.
   """
   phonemes = _trimmed(phonemes)
   stresses = _with_nuclei(phonemes)
@@ -40,7 +40,7 @@ def segments(
     names, stresses, lengths = ["SIL", *names], [0, *stresses], [lead, *lengths]
   names, stresses = [*names, "SIL"], [*stresses, 0]
   ends = np.round(np.cumsum(lengths) * SAMPLE_RATE) / SAMPLE_RATE
-  # The last frame is not cut short, and there is always a silence to end on.
+  # The last frame is whole, and the speech always ends with a silence.
   frames = int(np.floor((ends[-1] + tail) * FPS + 1 - 1e-6))
   ends = [*ends.tolist(), frames / FPS]
   if ends[-1] <= ends[-2]:
@@ -60,7 +60,7 @@ def _trimmed(phonemes: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
 
 
 def _with_nuclei(phonemes: list[tuple[str, int]]) -> list[int]:
-  """Stress of each phoneme, the last stressed vowel of each phrase raised to 2."""
+  """Stress of each phoneme; the last stressed vowel of each phrase has 2."""
   stresses = [int(bool(stress)) for _, stress in phonemes]
   waiting = True
   for i in reversed(range(len(phonemes))):

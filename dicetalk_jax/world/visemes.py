@@ -1,4 +1,4 @@
-"""What is seen of speech: lips, jaw and tongue of each frame, from the segments that are heard.
+"""Visible speech: lips, jaw and tongue of each frame, from the segments of the sound.
 
 Coarticulation by dominance functions: Cohen and Massaro (1993), Modeling coarticulation in synthetic visual speech.
 """
@@ -11,21 +11,21 @@ from dicetalk_jax.vocabulary import FPS
 from dicetalk_jax.world.phonemes import INDEX, LIP_COLUMNS, PHONEMES
 from dicetalk_jax.world.timing import Segment
 
-# Seconds in which a sound's hold on the mouth fades, before it (it is prepared) and after it.
+# Seconds over which the influence of a sound on the mouth fades, before and after it.
 _BEFORE, _AFTER = 0.038, 0.028
-# Lips that close are held this long around the middle, then open or close in this long.
+# Closed lips are held for so long around the middle, and open or close in so long.
 _HELD, _CLOSING = 0.024, 0.045
 _JAW, _PRESS, _WIDTH, _ROUND = map(LIP_COLUMNS.index, ("jaw", "lip_press", "lip_width", "lip_round"))
-# A sound that neither spreads nor rounds the lips leaves that to its neighbours.
+# A sound that neither spreads nor rounds the lips has little weight on them.
 _INDIFFERENT = 0.25
-# Vowels without stress are said with less.
+# Unstressed vowels have less weight.
 _STRESSED_JAW = (0.72, 1.0, 1.12)
 
 
 def lips(segments: Sequence[Segment], n_frames: int, fps: float = FPS, strength: float = 1.0) -> np.ndarray:
   """Segments -> (n_frames, 6) float32, LIP_COLUMNS at the frames' middles (i + 0.5) / fps, in parameters.py's ranges.
 
-  strength: how much the mouth moves: factor of jaw, width and rounding. Lips that must meet meet at any strength.
+  strength: factor of jaw, width and rounding. Lips that must close do so at any strength.
   """
   t = ((np.arange(n_frames) + 0.5) / fps)[:, None]
   start = np.array([segment.start for segment in segments])
@@ -53,14 +53,14 @@ def lips(segments: Sequence[Segment], n_frames: int, fps: float = FPS, strength:
 
 
 def _pressed(t: np.ndarray, start: np.ndarray, end: np.ndarray, press: np.ndarray) -> np.ndarray:
-  """(frames, 1) times, (segments,) -> (frames, segments): shut at the middle even of a sound shorter than a frame."""
+  """Times (frames, 1), segments (segments,) -> closure (frames, segments), also for sounds shorter than a frame."""
   held = np.maximum((end - start) / 2 - 0.01, _HELD)
   x = np.clip((np.abs(t - (start + end) / 2) - held) / _CLOSING, 0, 1)
   return press * (1 - x * x * (3 - 2 * x))
 
 
 def frame_phonemes(segments: Sequence[Segment], n_frames: int, fps: float = FPS) -> np.ndarray:
-  """Segments -> (n_frames,) int, the index in PHONEMES of what sounds at each frame's middle; 0 after the end."""
+  """Segments -> (n_frames,) int: index into PHONEMES at the middle of each frame, 0 after the end."""
   t = (np.arange(n_frames) + 0.5) / fps
   i = np.searchsorted([segment.end for segment in segments], t, side="right")
   ids = np.array([*(INDEX[segment.phoneme] for segment in segments), 0])

@@ -1,4 +1,4 @@
-"""The drawn world's speech: text, or phonemes, spoken by a voice in a manner, with everything about it known."""
+"""Speech of the drawn world: text or phonemes, spoken by a voice in a manner, with the times of all phonemes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,17 +28,17 @@ __all__ = [
   "speak",
 ]
 
-# Of full scale, while speaking, in a neutral manner.
+# RMS while speaking in a neutral manner, with full scale 1.
 LOUDNESS = -23.0
 _TAG = 0x5BEAC
 
 
 @dataclasses.dataclass(frozen=True)
 class Speech:
-  """What was said: audio (samples,) float32 at 16 kHz in [-1, 1], a whole number of frames at 25 a second.
+  """Synthesised speech: audio (samples,) float32 at 16 kHz in [-1, 1], a whole number of frames at 25 a second.
 
-  segments: the phonemes in seconds, from 0 to `duration` without a gap. pitch: Hz at (i + 0.5) · `step` seconds, 0
-  where the voice does not sound. duration: seconds.
+  segments: the phonemes in seconds, from 0 to `duration` without gaps. pitch: Hz at (i + 0.5) · `step` seconds, 0 when
+  unvoiced. duration: seconds.
   """
 
   audio: np.ndarray
@@ -58,9 +58,8 @@ def speak(
 ) -> Speech:
   """English text, or (phoneme, stress) pairs as of `pronounce`, -> Speech; the same arguments give the same bytes.
 
-  seed: what differs from one take to the next. lead, tail: seconds of silence around it; the tail is up to 40 ms
-  longer, so that frames come out whole. Raises InputError for text with nothing to say, for a phoneme that is not in
-  PHONEMES and for a lead or tail below 0.
+  seed: of the take. lead, tail: seconds of silence before and after; the tail is up to 40 ms longer, to complete the
+  last frame. Raises InputError for text without words, an unknown phoneme, and a lead or tail below 0.
   """
   if not (np.isfinite([lead, tail]).all() and min(lead, tail) >= 0):
     raise InputError(f"silence around speech must be 0 s or more; lead is {lead} and tail {tail}")
@@ -79,7 +78,7 @@ def speak(
 
 
 class _Take:
-  """How one take differs from another: pitch in semitones, rate as a factor, energy in dB."""
+  """Variation of a take: pitch in semitones, rate as a factor, energy in dB."""
 
   def __init__(self, rng: np.random.Generator):
     pitch, rate, energy = rng.standard_normal(3).clip(-2, 2)
@@ -87,6 +86,6 @@ class _Take:
 
 
 def _limited(sound: np.ndarray, knee: float = 0.6, most: float = 0.88) -> np.ndarray:
-  """Peaks above the knee bent to stay below `most`, the rest as it is."""
+  """Compresses peaks above the knee to stay below `most`."""
   over = np.maximum(np.abs(sound) - knee, 0) / (most - knee)
   return np.sign(sound) * (np.minimum(np.abs(sound), knee) + (most - knee) * np.tanh(over))

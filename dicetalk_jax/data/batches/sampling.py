@@ -108,7 +108,8 @@ class Batches:
     self.source = source
     self._workers, self._threads, self._prefetch = workers, threads, prefetch
     self._next = 0
-    self._batches = self._close = None
+    # A list of Grain's iterator, once it has started, and what ends it.
+    self._running, self._close = [], None
 
   def __len__(self):
     return len(self.source)
@@ -121,12 +122,12 @@ class Batches:
   def __next__(self) -> dict[str, np.ndarray]:
     if self._next >= len(self.source):
       raise StopIteration
-    if self._batches is None:
-      self._batches = self._start()
-      # Also when the iterator is collected, and before the interpreter exits: Grain's own end then fails noisily.
-      self._close = weakref.finalize(self, _close, self._batches)
+    if not self._running:
+      self._running.append(self._start())
+      # Also when this object is collected, and before the interpreter exits, when Grain's own end fails noisily.
+      self._close = weakref.finalize(self, _close, self._running)
     try:
-      batch = next(self._batches)
+      batch = next(self._running[0])
     except BaseException as error:
       self.close()
       if self._workers and isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
@@ -176,9 +177,9 @@ class Batches:
 
   def close(self) -> None:
     """Ends threads and worker processes; the next batch starts them again."""
-    self._batches = None
     if self._close is not None:
       self._close()
+    self._running = []
 
   def __enter__(self):
     return self
@@ -187,6 +188,7 @@ class Batches:
     self.close()
 
 
-def _close(batches) -> None:
-  with contextlib.suppress(Exception):  # of workers that never started
-    batches.close()
+def _close(running: list) -> None:
+  while running:
+    with contextlib.suppress(Exception):  # of workers that never started
+      running.pop().close()

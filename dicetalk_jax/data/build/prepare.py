@@ -1,4 +1,4 @@
-"""One video file -> the records of its clips, or why there are none. Two passes; memory does not grow with the file."""
+"""One video file -> the records of its clips, and reasons for what is left out. Two passes, in constant memory."""
 
 import contextlib
 import dataclasses
@@ -12,13 +12,14 @@ from typing import BinaryIO
 
 import numpy as np
 
+from dicetalk_jax.data.build.selection import Cuts, Look, Span, looks_in, spans
 from dicetalk_jax.data.build.tracking import cut, detect, face_box, steady_crop, track
 from dicetalk_jax.data.records import Clip, Rejected, Source, encode_frames
 from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.files import existing_file
 from dicetalk_jax.media.audio import SILENCE
-from dicetalk_jax.media.face import Box, Face, FaceDetector, HaarDetector
-from dicetalk_jax.media.streaming import Picture, stream_pictures, stream_sound
+from dicetalk_jax.media.face import Box, FaceDetector, HaarDetector
+from dicetalk_jax.media.streaming import Picture, sound_tracks, stream_pictures, stream_sound
 from dicetalk_jax.media.timing import STAMP_TOLERANCE, PictureTimes
 from dicetalk_jax.media.video import open_video
 from dicetalk_jax.vocabulary import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -30,19 +31,19 @@ DETECT_EVERY = 5
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-  """How clips are made of videos."""
+  """How clips are made from videos."""
 
   size: int = 512
   """Width and height of the clips in pixels, even."""
 
   longest: float = 10.0
-  """Seconds; a longer video is cut into clips of equal length."""
+  """Longest clip in seconds. A longer video is divided into clips of equal length."""
 
   shortest: float = 1.0
-  """Seconds; a shorter clip is left out."""
+  """Shortest clip in seconds."""
 
   smallest_face: int = 64
-  """Least width and height of a face, in pixels of the file."""
+  """Smallest width and height of a face, in pixels of the file."""
 
   def __post_init__(self):
     if self.size < _SMALLEST_SIZE or self.size % 2:
@@ -57,37 +58,39 @@ class PrepareConfig:
 def prepare(
   source: Source, source_name: str, config: PrepareConfig | None = None, detector: FaceDetector | None = None
 ) -> Iterator[Clip | Rejected]:
-  """Yields the clips of a file in order, each complete, and a Rejected for each that cannot be used, or for the file.
+  """Yields the clips of a file in order, and a Rejected for each part that cannot be used, or for the file.
 
-  A clip shows at i / 25 s what the file shows then, cut to one steady square about the face; its sound is in step by
-  the file's time stamps (a separate sound begins with the first picture). A file of more than config.longest gives
-  <clip>/000, <clip>/001 and so on, without gap or overlap. source_name: mead, hdtf and so on. detector: Haar by
-  default. A file that cannot be used is never an exception; OutputError is raised where the temporary folder is full.
+  Frame i of a clip is what the file shows at i / 25 s, cropped to one steady square about the face. The sound is in
+  step by the file's time stamps; a separate sound file starts with the first picture. A file of more than
+  config.longest seconds gives <clip>/000, <clip>/001 and so on. Of each, the longest part is used that has no cut and
+  shows the face throughout. source_name: mead, hdtf and so on. detector: Haar by default. Raises OutputError when the
+  temporary folder is full; a file that cannot be used raises nothing.
   """
   config = config or PrepareConfig()
   with contextlib.ExitStack() as stack:
     try:
       _check_streams(source)
       sound = stack.enter_context(_spooled(source.audio or source.path))
-      look = _look(source, config, detector or _haar())
-      begin, parts = _plan(source, config, look, sound)
+      view = _look(source, detector or _haar())
+      begin, parts = _plan(source, config, view, sound)
     except InputError as error:
       yield Rejected(source.clip, str(error))
       return
-    heard = begin - (look.shown.begin if source.audio else sound.begin)
-    shown = _shown(source, look, begin, parts[-1].first + parts[-1].count)
+    heard = begin - (view.shown.begin if source.audio else sound.begin)
+    shown = _shown(source, view, begin, max(part.first + part.count for part in parts))
+    position = 0
     for index, part in enumerate(parts):
-      if part.reason:
-        yield Rejected(part.clip, part.reason)
-        _skip(shown, part.count, more=any(not later.reason for later in parts[index:]))
+      yield from (Rejected(part.clip, reason) for reason in part.rejected)
+      if not part.count:
         continue
-      pictures = itertools.islice(shown, part.count)
+      pictures = itertools.islice(shown, part.first - position, part.first - position + part.count)
       try:
         frames, _ = encode_frames(cut(picture.pixels, part.crop, config.size) for picture in pictures)
       except InputError as error:
-        # What comes later in the file cannot be reached either.
-        yield from (Rejected(left.clip, left.reason or str(error)) for left in parts[index:])
+        # The rest of the file cannot be read either.
+        yield from (Rejected(later.clip, str(error)) for later in parts[index:] if later.count)
         return
+      position = part.first + part.count
       yield Clip(
         clip=part.clip,
         source=source_name,
@@ -106,16 +109,10 @@ def prepare(
       )
 
 
-def _skip(shown, count, more):
-  if more:
-    for _ in itertools.islice(shown, count):
-      pass
-
-
 def _check_streams(source: Source):
   with open_video(existing_file(source.path, "video")) as container:
     if source.audio is None and not container.streams.audio:
-      raise InputError(f"video {source.path} has no sound, and there is no file of it where the set keeps such")
+      raise InputError(f"video {source.path} has no sound, and there is no sound file for it")
 
 
 @functools.cache
@@ -125,7 +122,7 @@ def _haar() -> HaarDetector:
 
 @dataclasses.dataclass
 class _Sound:
-  """16 kHz mono in a temporary file; `begin` in seconds on its file's clock."""
+  """16 kHz mono in a temporary file; `begin` is in seconds on the clock of the source."""
 
   file: BinaryIO
   begin: float = 0.0
@@ -133,14 +130,14 @@ class _Sound:
   peak: float = 0.0
 
   def between(self, begin: float, count: int) -> np.ndarray:
-    """`count` samples from `begin` seconds after the sound's start, silent where there are none."""
+    """`count` samples from `begin` seconds after the start of the sound, within [-1, 1]; silence outside of it."""
     first = round(begin * SAMPLE_RATE)
     start, end = min(max(first, 0), self.samples), min(max(first + count, 0), self.samples)
     self.file.seek(4 * start)
-    found = np.frombuffer(self.file.read(4 * (end - start)), np.float32)
-    whole = np.zeros(count, np.float32)
-    whole[start - first : end - first] = found
-    return whole
+    samples = np.zeros(count, np.float32)
+    # Compressed sound overshoots.
+    samples[start - first : end - first] = np.frombuffer(self.file.read(4 * (end - start)), np.float32).clip(-1, 1)
+    return samples
 
 
 def _spool(file: BinaryIO, block: np.ndarray) -> None:
@@ -150,55 +147,61 @@ def _spool(file: BinaryIO, block: np.ndarray) -> None:
       left = left[file.write(left) :]
   except OSError as error:
     raise OutputError(
-      f"the temporary folder {tempfile.gettempdir()} takes no more ({error.strerror or error}); make space there, or "
-      "set TMPDIR to another folder, and run the same command again"
+      f"the temporary folder {tempfile.gettempdir()} cannot be written ({error.strerror or error}); make space there, "
+      "or set TMPDIR to another folder, and run the same command again"
     ) from error
 
 
 @contextlib.contextmanager
 def _spooled(path: Path):
-  # With a buffer its end would try once more to write what there was no room for.
-  with tempfile.TemporaryFile(buffering=0) as file:
-    sound = _Sound(file)
-    for time, block in stream_sound(path):
-      sound.begin = sound.begin if sound.samples else time
-      sound.samples += len(block)
-      sound.peak = max(sound.peak, float(np.max(np.abs(block), initial=0)))
-      _spool(file, block)
-    if not sound.samples:
-      raise InputError(f"audio {path} holds no sound (0 samples)")
-    if sound.peak < SILENCE:
-      raise InputError(f"audio {path} has no sound: it is silent throughout")
-    yield sound
+  """The sound of a file: its first track that is not silent."""
+  for number in range(max(1, sound_tracks(path))):
+    # Unbuffered: a buffer would write once more at its end when the disk is full.
+    with tempfile.TemporaryFile(buffering=0) as file:
+      sound = _Sound(file)
+      for time, block in stream_sound(path, track=number):
+        sound.begin = sound.begin if sound.samples else time
+        sound.samples += len(block)
+        sound.peak = max(sound.peak, float(np.max(np.abs(block), initial=0)))
+        _spool(file, block)
+      if sound.peak >= SILENCE:
+        yield sound
+        return
+  if not sound.samples:
+    raise InputError(f"audio {path} holds no sound (0 samples)")
+  raise InputError(f"audio {path} has no sound: it is silent throughout")
 
 
 @dataclasses.dataclass
-class _Look:
-  """What the first pass saw: when the pictures are shown, and the faces every so often."""
+class _View:
+  """Result of the first pass: picture size, times of the pictures, times of cuts, and faces every so often."""
 
   width: int
   height: int
   shown: PictureTimes
-  faces: list[tuple[float, list[Face]]]
+  looks: list[Look]
+  cuts: list[float]
 
 
-def _look(source: Source, config: PrepareConfig, detector: FaceDetector) -> _Look:
-  look, due = None, 0.0
+def _look(source: Source, detector: FaceDetector) -> _View:
+  shown, looks, cuts, due, picture = PictureTimes(source.path), [], Cuts(), 0.0, None
   for picture in stream_pictures(source.path):
-    if look is None:
-      look, due = _Look(picture.width, picture.height, PictureTimes(source.path), []), picture.time
-    look.shown.add(picture)
+    due = due if looks else picture.time
+    shown.add(picture)
+    cuts.add(picture)
     if picture.time >= due - STAMP_TOLERANCE:
-      look.faces.append((picture.time, detect(picture, detector)))
+      looks.append(Look(picture.time, detect(picture, detector)))
       due = max(due, picture.time - STAMP_TOLERANCE) + DETECT_EVERY / FPS
-  if look is None:
+  if picture is None:
     raise InputError(f"video {source.path} is damaged: no picture in it can be decoded")
-  return look
+  if looks[-1].time < picture.time:
+    looks.append(Look(picture.time, detect(picture, detector)))
+  return _View(picture.width, picture.height, shown, looks, cuts.times())
 
 
 @dataclasses.dataclass
 class _Part:
-  """A clip to be: `count` frames from `first` on; `reason` is why there will be none."""
+  """A clip to make of `count` frames from `first` on, and the reasons for what is left out of it."""
 
   clip: str
   first: int
@@ -206,53 +209,88 @@ class _Part:
   crop: tuple[int, int, int] = (0, 0, 0)
   face_box: Box = (0, 0, 0, 0)
   expression: np.ndarray | None = None
-  reason: str = ""
+  rejected: list[str] = dataclasses.field(default_factory=list)
 
 
-def _plan(source: Source, config: PrepareConfig, look: _Look, sound: _Sound) -> tuple[float, list[_Part]]:
-  """Where the first clip begins, on the picture's clock, and all clips."""
-  heard = look.shown.begin if source.audio else sound.begin
-  begin, total = look.shown.with_sound(heard, sound.samples)
+def _plan(source: Source, config: PrepareConfig, view: _View, sound: _Sound) -> tuple[float, list[_Part]]:
+  """The start of frame 0 on the clock of the pictures, and all clips."""
+  heard = view.shown.begin if source.audio else sound.begin
+  begin, total = view.shown.with_sound(heard, sound.samples)
   if total < config.shortest * FPS:
     raise InputError(
       f"picture and sound last {max(0, total) / FPS:g} s together; at least {config.shortest:g} s are needed"
     )
-  wanted = begin + np.arange(total) / FPS
-  expression = None if source.expression is None else look.shown.expression(source.expression, wanted)
+  expression = None
+  if source.expression is not None:
+    expression = view.shown.expression(source.expression, begin + np.arange(total) / FPS)
   number = math.ceil(total / math.floor(config.longest * FPS))
   bounds = [total * i // number for i in range(number + 1)]
   parts = []
   for index, (first, after) in enumerate(itertools.pairwise(bounds)):
-    part = _Part(source.clip if number == 1 else f"{source.clip}/{index:03d}", first, after - first)
-    part.expression = None if expression is None else expression[first:after]
-    try:
-      part.crop, part.face_box = _frame_face(look, config, begin + first / FPS, begin + after / FPS)
-    except InputError as error:
-      part.reason = str(error)
+    clip = source.clip if number == 1 else f"{source.clip}/{index:03d}"
+    part = _best_part(clip, view, config, begin, first, after)
+    if expression is not None:
+      part.expression = expression[part.first : part.first + part.count]
     parts.append(part)
   return begin, parts
 
 
-def _frame_face(look: _Look, config: PrepareConfig, begin: float, end: float) -> tuple[tuple[int, int, int], Box]:
-  """The crop from `begin` to `end`, and the face's box in it."""
-  edge = STAMP_TOLERANCE
-  found = track([faces for time, faces in look.faces if begin - edge <= time < end - edge])
-  width, height = found.size
+def _best_part(clip: str, view: _View, config: PrepareConfig, begin: float, first: int, after: int) -> _Part:
+  """The longest part that can be used of frames `first` up to `after`."""
+  start, end = begin + first / FPS, begin + after / FPS
+  pieces = spans(view.looks, view.cuts, start, end, view.width, view.height)
+  part = _Part(clip, first, 0)
+  for span in sorted(pieces, key=lambda span: span.begin - span.end):
+    low, high = (math.ceil((time - begin - STAMP_TOLERANCE) * FPS) for time in (span.begin, span.end))
+    if span.reason or part.count:
+      span.reason = span.reason or "another part of the clip is longer"
+    elif high - low < config.shortest * FPS:
+      span.reason = f"between cuts or gaps it lasts {(high - low) / FPS:g} s; at least {config.shortest:g} s are needed"
+    else:
+      try:
+        part.crop, part.face_box = _frame_face(view, config, span, span.begin > start, span.end < end)
+        part.first, part.count = low, high - low
+      except InputError as error:
+        span.reason = str(error)
+  if not part.count:
+    part.rejected = [max(pieces, key=lambda span: span.end - span.begin).reason]
+    return part
+  origin = view.shown.begin
+  part.rejected = [
+    f"left out from {span.begin - origin:.2f} s to {span.end - origin:.2f} s: {span.reason}"
+    for span in pieces
+    if span.reason
+  ]
+  return part
+
+
+def _frame_face(
+  view: _View, config: PrepareConfig, span: Span, starts: bool, ends: bool
+) -> tuple[tuple[int, int, int], Box]:
+  """The crop for a span, and the face's box in it. starts, ends: whether the scene does so there."""
+  # The looks before and after tell how the face moves up to the ends.
+  reach = DETECT_EVERY / FPS + 2 * STAMP_TOLERANCE
+  looks = looks_in(view.looks, span.begin - reach * (not starts), span.end + reach * (not ends))
+  face = track([look.faces for look in looks])
+  width, height = face.size
   if min(width, height) < config.smallest_face:
     raise InputError(f"the face is {round(width)}x{round(height)} pixels; at least {config.smallest_face} are needed")
-  crop = steady_crop(found, look.width, look.height)
-  return crop, face_box(found, crop, config.size)
+  inside = [look.time for look in looks_in(looks, span.begin, span.end)]
+  times = np.sort([*inside, *np.arange(span.begin, span.end, 1 / FPS)])
+  face = face.at([look.time for look in looks], times)
+  crop = steady_crop(face, view.width, view.height)
+  return crop, face_box(face, crop, config.size)
 
 
-def _shown(source: Source, look: _Look, begin: float, total: int) -> Iterator[Picture]:
-  """The second pass: the picture on screen at begin + k / 25 s, for each k."""
+def _shown(source: Source, view: _View, begin: float, total: int) -> Iterator[Picture]:
+  """The second pass: the picture on screen at begin + k / 25 s, for each k below `total`."""
   k, last = 0, None
   for picture in stream_pictures(source.path):
     while last is not None and k < total and begin + k / FPS < picture.time - STAMP_TOLERANCE:
       yield last
       k += 1
     last = picture
-  if last is None or last.time != look.shown.times[-1]:
+  if last is None or last.time != view.shown.times[-1]:
     raise InputError(f"video {source.path} gives other pictures when it is read again; is it being written to?")
   for _ in range(k, total):
     yield last

@@ -1,4 +1,4 @@
-"""One face through a clip: detections -> a track, and from it one steady square crop and the face's box in it."""
+"""One face through a clip: detections -> a track -> one steady square crop, and the face's box in it."""
 
 import dataclasses
 import math
@@ -11,28 +11,30 @@ from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.face import Box, Face, FaceDetector
 from dicetalk_jax.media.streaming import Picture
 
-# The shorter side of the picture in which faces are looked for, and where none is found in it.
+# Shorter side of the picture in which faces are searched: at first, and again when none is found.
 _DETECTION_SIDES = (192, 320)
-# Two detections a fraction of a second apart are of one face where they overlap so much.
+# Two detections a fraction of a second apart are of one face if they overlap so much.
 _LINKED = 0.3
-# A face is there when it is found in so many of the frames looked at; false detections come and go.
+# A face is there if it is found in this share of the frames; false detections come and go.
 _PERSISTENT = 0.4
-# A second face counts from this share of the first one's height, where they overlap by less than this share of it.
+# A second face counts from this share of the first one's height, if they overlap by less than this share of it.
 _NOT_TINY = 0.4
 _SEPARATE = 0.3
-# The head, hair and neck, around a face from forehead to chin: the face is half as high as the crop.
+# A detection is false if its width or height differs by this factor from those around it.
+_SAME_SIZE = 1.35
+# Height of the crop in heights of the face (forehead to chin), for hair and neck.
 _CROP_HEIGHTS = 2.0
-# A head that moves must leave so much around it, in heights of the face.
+# Room for the head around all places of the face, in heights of the face.
 _MARGIN = 0.3
-# Beyond this a crop that holds all of a movement shows the face too small.
+# A larger crop, in heights of the face, shows the face too small.
 _LARGEST_CROP = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-  """One face through a clip: `boxes` (m, 4), x, y, w, h in pixels for each frame looked at, smoothed.
+  """One face through a clip: `boxes` (m, 4), x, y, w, h in pixels.
 
-  In `seen` of those it was found; in the others its box lies between its neighbours'.
+  In `seen` of the frames the face was found; in the others its box is interpolated.
   """
 
   boxes: np.ndarray
@@ -40,18 +42,23 @@ class Track:
 
   @property
   def extent(self) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of all boxes together."""
+    """Left, top, right and bottom of all boxes together."""
     x, y, w, h = self.boxes.T
     return float(x.min()), float(y.min()), float((x + w).max()), float((y + h).max())
 
   @property
   def size(self) -> tuple[float, float]:
-    """The median width and height of the face."""
+    """Median width and height of the face."""
     return float(np.median(self.boxes[:, 2])), float(np.median(self.boxes[:, 3]))
+
+  def at(self, times: Sequence[float], others: Sequence[float]) -> "Track":
+    """The track, whose boxes are of rising `times`, at `others`; outside of `times` the box is held."""
+    columns = [np.interp(others, times, column) for column in self.boxes.T]
+    return Track(np.stack(columns, axis=1), self.seen)
 
 
 def detect(picture: Picture, detector: FaceDetector) -> list[Face]:
-  """The faces of a picture, in its pixels; they are looked for in a smaller one, which is quick and finds as many."""
+  """The faces of a picture, in its pixels. They are searched in a smaller copy, which is quick and finds as many."""
   quick, thorough = _DETECTION_SIDES
   for side in (quick, thorough) if min(picture.width, picture.height) > quick else (thorough,):
     small = picture.reduced(side)
@@ -67,40 +74,46 @@ def _scaled(box, across, down) -> Box:
 
 
 def track(detections: Sequence[Sequence[Face]]) -> Track:
-  """The faces of each frame looked at, in order -> the track of the one who is there.
+  """The faces of frames in order -> the track of the main face.
 
-  Raises InputError, its text a reason to leave the clip out, where there is no face, too seldom a face, more than one
-  that stays, or one that jumps as at a cut.
+  Raises InputError, whose text is the reason to reject the clip, when there is no face, it is found too seldom, a
+  second face stays, or the face jumps as at a cut.
   """
   frames = len(detections)
   if not frames or not any(detections):
     raise InputError(f"no face was found in any of {frames} frames")
-  chains = _link(detections)
-  main = max(chains, key=lambda chain: sum(math.sqrt(w * h) for _, _, w, h in chain.values()))
+  chains = link(detections)
+  main = main_chain(chains)
   needed = _PERSISTENT * frames
   others = [chain for chain in chains if chain is not main and len(chain) > needed / 2 and _rivals(main, chain)]
   for other in others:
     together = len(other.keys() & main.keys())
-    # Who is there only while the first is not comes after a cut; who passes by behind is let pass.
+    # A face that is only there without the main one comes after a cut. One that passes by is accepted.
     if together > len(other) / 2 and len(other) > needed:
       raise InputError(f"more than one face stays in the picture: a second is in {len(other)} of {frames} frames")
     if together == 0 or len(other) > needed:
       raise InputError("the face jumps to another place, as at a cut")
   if len(main) < needed:
     raise InputError(f"a face was found in only {len(main)} of {frames} frames")
-  found = sorted(main)
-  boxes = np.array([main[i] for i in found], np.float64)
-  boxes = np.stack([np.interp(np.arange(frames), found, column) for column in boxes.T], axis=1)
-  # The median takes out a box that is wrong once, the mean the detector's trembling.
-  # SciPy takes a while to import, which a command line's help should not cost.
-  from scipy.ndimage import median_filter, uniform_filter1d
+  seen = np.array(sorted(main))
+  boxes = np.array([main[i] for i in seen], np.float64)
+  # SciPy takes a while to import, which `--help` should not pay for.
+  from scipy.ndimage import median_filter
 
-  boxes = median_filter(boxes, size=(3, 1), mode="nearest")
-  return Track(uniform_filter1d(boxes, 3, axis=0, mode="nearest"), len(found))
+  # Places are kept as they are: the crop has to hold the face at all of them.
+  ratio = boxes[:, 2:] / median_filter(boxes[:, 2:], size=(5, 1), mode="nearest")
+  right = (np.maximum(ratio, 1 / ratio) < _SAME_SIZE).all(axis=1)
+  boxes = np.stack([np.interp(np.arange(frames), seen[right], column) for column in boxes[right].T], axis=1)
+  return Track(boxes, len(seen))
 
 
-def _link(detections) -> list[dict[int, Box]]:
-  """Chains of detections, frame -> box, each following one face by overlap with where it was last."""
+def main_chain(chains: Sequence[dict[int, Box]]) -> dict[int, Box]:
+  """The face that is largest and longest in the picture."""
+  return max(chains, key=lambda chain: sum(math.sqrt(w * h) for _, _, w, h in chain.values()))
+
+
+def link(detections: Sequence[Sequence[Face]]) -> list[dict[int, Box]]:
+  """Chains of detections, frame -> box; each follows one face by the overlap with its last box."""
   chains: list[dict[int, Box]] = []
   for index, faces in enumerate(detections):
     boxes = [face.box for face in faces]
@@ -118,7 +131,7 @@ def _link(detections) -> list[dict[int, Box]]:
 
 
 def _rivals(main, other) -> bool:
-  """Whether another chain is a face of its own: not tiny against the main one, and not a part of it."""
+  """Whether another chain is a second face: not tiny compared with the main one, and not a part of it."""
   tall, taller = (np.median([box[3] for box in chain.values()]) for chain in (other, main))
   first, second = (np.median(list(chain.values()), axis=0) for chain in (main, other))
   return tall >= _NOT_TINY * taller and _common(first, second) < _SEPARATE * second[2] * second[3]
@@ -137,20 +150,24 @@ def _overlap(a, b) -> float:
 
 
 def steady_crop(track: Track, width: int, height: int) -> tuple[int, int, int]:
-  """One square for the whole clip, (x, y, side) in pixels: the head in all its frames, the face half as high as it.
+  """One square (x, y, side) in pixels for the whole clip: the head in all frames, the face half as high as the square.
 
-  It is shifted into the picture of width × height. Where it is larger than the picture, as in a set of faces that were
-  cut out already, it is the largest square of the picture that holds the face; only where there is none does it reach
-  over an edge. Raises InputError where the face moves so far that a crop of it all would show it too small.
+  The square is shifted into the picture of width × height. If it is larger than the picture, as in sets that were
+  cropped to faces, it is the largest square of the picture that holds the head, or, if there is none, a square that
+  reaches over an edge. Raises InputError when the face moves so far that the crop would show it too small.
   """
   left, top, right, bottom = track.extent
   _, tall = track.size
-  room = 2 * _MARGIN * tall
-  side = max(_CROP_HEIGHTS * tall, right - left + room, bottom - top + room)
+  room = _MARGIN * tall
+  # The head, as far as it is in the picture.
+  left, right = max(0, left - room), min(width, right + room)
+  top, bottom = max(0, top - room), min(height, bottom + room)
+  side = max(_CROP_HEIGHTS * tall, right - left, bottom - top)
   largest = min(width, height)
   if side > largest:
     side = max(largest, right - left, bottom - top)
   if side > _LARGEST_CROP * tall:
+    left, top, right, bottom = track.extent
     raise InputError(
       f"the face, {round(tall)} pixels high, moves over {round(right - left)}x{round(bottom - top)} pixels"
     )
@@ -164,7 +181,7 @@ def _place(low, high, side, length) -> int:
 
 
 def face_box(track: Track, crop: tuple[int, int, int], size: int) -> Box:
-  """The box that holds the face in all frames of a clip, in pixels of its crop resized to size × size."""
+  """The box of the face in all frames of a clip, in pixels of its crop resized to size × size."""
   x, y, side = crop
   left, top, right, bottom = track.extent
   scale = size / side
@@ -174,7 +191,7 @@ def face_box(track: Track, crop: tuple[int, int, int], size: int) -> Box:
 
 
 def cut(picture: np.ndarray, crop: tuple[int, int, int], size: int) -> np.ndarray:
-  """The crop of a picture, (h, w, 3) uint8 -> (size, size, 3), by Lanczos; over an edge the edge is repeated."""
+  """Crops a picture (h, w, 3) uint8 and resizes it to (size, size, 3) by Lanczos; edges are repeated outside."""
   height, width = picture.shape[:2]
   x, y, side = crop
   rows = np.clip(np.arange(y, y + side), 0, height - 1)

@@ -36,10 +36,14 @@ def centred(image):
 
 
 def numbered(count, height=SIZE, width=SIZE):
-  """Frames that show their number below 256: the left half its sixteens, the right half its ones."""
+  """Frames that show their number below 256: the left half its sixteens, the right half its ones.
+
+  The ones run up and down in turn: a step of a few grey levels is not a cut.
+  """
   for number in range(count):
+    high, low = divmod(number, 16)
     frame = np.empty((height, width, 3), np.uint8)
-    frame[:, : width // 2], frame[:, width // 2 :] = number // 16 * 14 + 20, number % 16 * 14 + 20
+    frame[:, : width // 2], frame[:, width // 2 :] = high * 14 + 20, (15 - low if high % 2 else low) * 14 + 20
     yield frame
 
 
@@ -47,8 +51,8 @@ def numbers(clip):
   frames = decode_frames(clip.frames).astype(float)
   width = frames.shape[2]
   high, low = frames[:, 20:-20, 8 : width // 2 - 8], frames[:, 20:-20, width // 2 + 8 : -8]
-  digits = [np.rint((half.mean(axis=(1, 2, 3)) - 20) / 14).astype(int) for half in (high, low)]
-  return (16 * digits[0] + digits[1]).tolist()
+  high, low = (np.rint((half.mean(axis=(1, 2, 3)) - 20) / 14).astype(int) for half in (high, low))
+  return (16 * high + np.where(high % 2, 15 - low, low)).tolist()
 
 
 def noise(seconds, rate=16000):
