@@ -104,7 +104,8 @@ def _sound(path) -> tuple[float, np.ndarray]:
   blocks = list(stream_sound(path))
   if not blocks:
     return 0.0, np.zeros(0, np.float32)
-  return blocks[0][0], np.concatenate([block for _, block in blocks])
+  # Compressed sound overshoots; records of training are within [-1, 1] too.
+  return blocks[0][0], np.concatenate([block for _, block in blocks]).clip(-1, 1)
 
 
 def _holds_coefficients(path, prior_size) -> bool:

@@ -34,36 +34,23 @@ class Picture:
     """(height, width, 3) uint8 RGB, turned and of square pixels."""
     return self._converted(self.width, self.height)
 
-  def reduced(self, shorter_side: int) -> np.ndarray:
-    """`pixels` with the shorter side at most so long."""
+  def reduced(self, shorter_side: int, grey: bool = False) -> np.ndarray:
+    """`pixels` with the shorter side at most so long; grey: (height, width), and quicker."""
     scale = min(1.0, shorter_side / min(self.width, self.height))
-    return self._converted(max(1, round(self.width * scale)), max(1, round(self.height * scale)))
+    return self._converted(max(1, round(self.width * scale)), max(1, round(self.height * scale)), grey)
 
-  def grey(self, shorter_side: int) -> np.ndarray:
-    """A small grey copy as stored, (h, w) uint8, for comparing pictures; quicker than `reduced`."""
-    frame = self._frame
-    scale = shorter_side / min(frame.width, frame.height)
-    size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-    try:
-      return frame.reformat(*size, format="gray", interpolation="FAST_BILINEAR").to_ndarray()
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-      raise self._unconvertible(error) from error
-
-  def _unconvertible(self, error) -> InputError:
-    kind = f"{self._frame.width}x{self._frame.height} {self._frame.format.name}"
-    return InputError(f"the picture at {self.time:.2f} s, {kind}, cannot be converted to RGB ({error})")
-
-  def _converted(self, width, height):
+  def _converted(self, width, height, grey=False):
     turns = round(self._frame.rotation / 90)
     stored = (height, width) if turns % 2 else (width, height)
     unnamed = self._frame.colorspace == _UNSPECIFIED and self._frame.height >= _HIGH_DEFINITION
     options = {"src_colorspace": "ITU709"} if unnamed and not self._frame.format.is_rgb else {}
     if stored != (self._frame.width, self._frame.height):
-      options["interpolation"] = "AREA"
+      options["interpolation"] = "FAST_BILINEAR" if grey else "AREA"
     try:
-      picture = self._frame.reformat(*stored, format="rgb24", **options).to_ndarray()
+      picture = self._frame.reformat(*stored, format="gray" if grey else "rgb24", **options).to_ndarray()
     except (av.FFmpegError, ValueError, MemoryError) as error:
-      raise self._unconvertible(error) from error
+      kind = f"{self._frame.width}x{self._frame.height} {self._frame.format.name}"
+      raise InputError(f"the picture at {self.time:.2f} s, {kind}, cannot be converted to RGB ({error})") from error
     return np.ascontiguousarray(np.rot90(picture, turns))
 
 

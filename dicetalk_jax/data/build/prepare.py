@@ -188,7 +188,7 @@ def _look(source: Source, detector: FaceDetector) -> _View:
   for picture in stream_pictures(source.path):
     due = due if looks else picture.time
     shown.add(picture)
-    cuts.add(picture)
+    cuts.add(picture, looks[-1].faces if looks else [])
     if picture.time >= due - STAMP_TOLERANCE:
       looks.append(Look(picture.time, detect(picture, detector)))
       due = max(due, picture.time - STAMP_TOLERANCE) + DETECT_EVERY / FPS

@@ -17,7 +17,7 @@ from dicetalk_jax.vocabulary import FPS
 # The shorter side of the pictures that are compared to find cuts.
 _SIDE = 48
 # A cut changes the pictures by more than _CUT_RATIO times the changes around it plus _CUT_CHANGE, in grey levels of 255
-# on average. Cuts between clips of MEAD exceed this by 6 or more; changes within a clip stay 2 below it.
+# on average. Cuts between any two clips of MEAD exceed this; changes within a clip stay 2 below it.
 _CUT_RATIO, _CUT_CHANGE = 3, 5
 # A face that is not found for longer, in seconds, has gone; detectors miss one that turns for a moment.
 _LONGEST_MISS = 1.0
@@ -43,35 +43,56 @@ class Span:
 
 
 class Cuts:
-  """Finds cuts among pictures that are added one by one, in memory of a few bytes for each."""
+  """Finds cuts among pictures that are added one by one, in memory of a few bytes for each.
+
+  A cut changes the whole picture or the surroundings of the face, which may be a small part of it.
+  """
 
   def __init__(self):
-    self._times, self._near, self._far = array.array("d"), array.array("f"), array.array("f")
+    self._times = array.array("d")
+    # For the whole picture and for the face: the change from the picture before, and from the third before.
+    self._changes = [(array.array("f"), array.array("f")) for _ in range(2)]
     self._recent = collections.deque(maxlen=3)
 
-  def add(self, picture: Picture) -> None:
-    grey = picture.grey(_SIDE).astype(np.int16)
+  def add(self, picture: Picture, faces: Sequence[Face]) -> None:
+    """faces: those that were last found, in pixels of the picture."""
+    grey = picture.reduced(_SIDE, grey=True).astype(np.int16)
     if self._recent:
       self._times.append(picture.time)
-      self._near.append(np.abs(grey - self._recent[-1]).mean())
-      self._far.append(np.abs(grey - self._recent[0]).mean())
+      for area, (near, far) in zip((..., _around(picture, faces, grey.shape)), self._changes, strict=True):
+        near.append(np.abs(grey - self._recent[-1])[area].mean())
+        far.append(np.abs(grey - self._recent[0])[area].mean())
     self._recent.append(grey)
 
   def times(self) -> list[float]:
-    """The times of pictures that begin another scene.
-
-    A change counts against the third largest of those up to three pictures away, so that one spread over two pictures
-    is found too. After a flash the pictures are as before, which the change over three pictures tells.
-    """
-    near, far = np.array(self._near), np.array(self._far)
-    if len(near) < 4:
+    """The times of pictures that begin another scene."""
+    if len(self._times) < 4:
       return []
-    padded = np.pad(near, 3, mode="constant")
-    around = np.stack([padded[i : i + len(near)] for i in (0, 1, 2, 4, 5, 6)])
-    usual = np.sort(around, axis=0)[-3]
-    lasting = np.stack([np.concatenate([far[i:], np.full(i, np.inf)]) for i in range(3)]).min(axis=0)
-    cuts = (near > _CUT_RATIO * usual + _CUT_CHANGE) & (lasting > near / 2)
+    cuts = np.logical_or(*(_are_cuts(np.array(near), np.array(far)) for near, far in self._changes))
     return np.array(self._times)[cuts].tolist()
+
+
+def _around(picture: Picture, faces: Sequence[Face], shape: tuple[int, int]):
+  """The index of the largest face and its surroundings in a reduced picture; everything if there is no face."""
+  if not faces:
+    return ...
+  x, y, w, h = max(faces, key=lambda face: face.area).box
+  down, across = shape[0] / picture.height, shape[1] / picture.width
+  rows = slice(max(0, int((y - h / 2) * down)), int((y + 1.5 * h) * down) + 1)
+  return rows, slice(max(0, int((x - w / 2) * across)), int((x + 1.5 * w) * across) + 1)
+
+
+def _are_cuts(near: np.ndarray, far: np.ndarray) -> np.ndarray:
+  """Changes from one picture to the next, and over three -> whether each is a cut.
+
+  A change counts against the third largest of those up to three pictures away, so that one spread over two pictures is
+  found too. After a flash the pictures are as before it, which the changes over three pictures show.
+  """
+  padded = np.pad(near, 3)
+  around = np.stack([padded[i : i + len(near)] for i in (0, 1, 2, 4, 5, 6)])
+  usual = np.sort(around, axis=0)[-3]
+  lasting = np.stack([np.concatenate([far[i:], np.full(i, np.inf)]) for i in range(3)]).min(axis=0)
+  return (near > _CUT_RATIO * usual + _CUT_CHANGE) & (lasting > near / 2)
 
 
 def spans(

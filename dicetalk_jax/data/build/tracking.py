@@ -24,8 +24,8 @@ _SEPARATE = 0.3
 _SAME_SIZE = 1.35
 # Height of the crop in heights of the face (forehead to chin), for hair and neck.
 _CROP_HEIGHTS = 2.0
-# Room for the head around all places of the face, in heights of the face.
-_MARGIN = 0.3
+# Room around all places of the face, and the part of it that the head takes, in heights of the face.
+_MARGIN, _HEAD = 0.3, 0.15
 # A larger crop, in heights of the face, shows the face too small.
 _LARGEST_CROP = 4.0
 
@@ -158,26 +158,27 @@ def steady_crop(track: Track, width: int, height: int) -> tuple[int, int, int]:
   """
   left, top, right, bottom = track.extent
   _, tall = track.size
-  room = _MARGIN * tall
   # The head, as far as it is in the picture.
-  left, right = max(0, left - room), min(width, right + room)
-  top, bottom = max(0, top - room), min(height, bottom + room)
-  side = max(_CROP_HEIGHTS * tall, right - left, bottom - top)
-  largest = min(width, height)
+  across = max(0, left - _HEAD * tall), min(width, right + _HEAD * tall)
+  down = max(0, top - _HEAD * tall), min(height, bottom + _HEAD * tall)
+  room, largest = 2 * _MARGIN * tall, min(width, height)
+  side = max(_CROP_HEIGHTS * tall, right - left + room, bottom - top + room)
   if side > largest:
-    side = max(largest, right - left, bottom - top)
+    side = max(largest, across[1] - across[0], down[1] - down[0])
   if side > _LARGEST_CROP * tall:
-    left, top, right, bottom = track.extent
     raise InputError(
       f"the face, {round(tall)} pixels high, moves over {round(right - left)}x{round(bottom - top)} pixels"
     )
   side = math.ceil(side)
-  return _place(left, right, side, width), _place(top, bottom, side, height), side
+  return _place((left + right) / 2, across, side, width), _place((top + bottom) / 2, down, side, height), side
 
 
-def _place(low, high, side, length) -> int:
-  start = round((low + high - side) / 2)
-  return min(max(start, 0), length - side) if side <= length else (length - side) // 2
+def _place(centre: float, head: tuple[float, float], side: int, length: int) -> int:
+  """Where a square of `side` begins: about the centre, but so that it holds the head, inside the picture if it fits."""
+  if side > length:
+    return (length - side) // 2
+  start = min(max(round(centre - side / 2), math.ceil(head[1]) - side), math.floor(head[0]))
+  return min(max(start, 0), length - side)
 
 
 def face_box(track: Track, crop: tuple[int, int, int], size: int) -> Box:

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from dicetalk_jax.data.batches.embedder import embedder_batches
 from dicetalk_jax.data.encode.record import CONFIG, open_encoded
 from dicetalk_jax.data.sets import shard_name
 from dicetalk_jax.errors import InputError
+
+TESTS = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("kind", ["embedder", "diffusion"])
@@ -166,3 +171,25 @@ def test_what_cannot_be_batched(tmp_path, mead, hdtf):
   ]:
     with pytest.raises(InputError, match=said):
       call()
+
+
+ABANDONED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from data.random_clips import make
+if __name__ == "__main__":
+  batches = make({kind!r}, Path({mead!r}), Path({hdtf!r}), workers=2)
+  next(batches)
+  other = make({kind!r}, Path({mead!r}), Path({hdtf!r}))
+  next(other)
+  del other
+"""
+
+
+@pytest.mark.parametrize("kind", ["embedder", "diffusion"])
+def test_batches_that_nobody_closes_end_quietly(kind, tmp_path, mead, hdtf):
+  script = tmp_path / "abandoned.py"
+  script.write_text(ABANDONED.format(kind=kind, tests=str(TESTS), mead=str(mead), hdtf=str(hdtf)))
+  ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+  assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

@@ -375,3 +375,13 @@ def test_voices_may_have_emotions_of_their_own():
 def test_a_drawn_world_that_cannot_be(field, value):
   with pytest.raises(InputError, match=f"{field} "):
     SyntheticLayout(**{field: value}).listing()
+
+
+def test_other_files_in_the_folder_are_listed(tmp_path):
+  videos = [f"clip{suffix}" for suffix in (".ts", ".wmv", ".flv", ".mpeg", ".ogv", ".3gp", ".mp4")]
+  touch(tmp_path, *videos, "clip.wav", "notes.docx", "sub/photo.jpg", "labels.csv", ".DS_Store")
+  (tmp_path / "labels.csv").write_text("file,emotion\nclip.mp4,happy\n")
+  listing = ClipsLayout().listing(tmp_path)
+  assert works(listing).keys() == set(videos)
+  assert [rejected.clip for rejected in listing.rejected] == ["notes.docx", "sub/photo.jpg"]
+  assert all("not a video" in rejected.reason for rejected in listing.rejected)

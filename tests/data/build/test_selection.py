@@ -4,12 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from data.build.test_prepare import mux, noise, scene, source
 
 from dicetalk_jax.data.build.prepare import PrepareConfig, prepare
 from dicetalk_jax.data.records import Clip, Rejected, decode_frames
-from dicetalk_jax.media.image import read_image, resize
 from dicetalk_jax.media.video import read_video, write_video
 
 SMALL = PrepareConfig(size=96)
@@ -119,13 +117,7 @@ def test_a_moving_head_is_whole_in_every_frame(tmp_path, speed, count):
 
 
 def test_a_head_that_moves_too_far_is_listed(tmp_path):
-  portrait = resize(read_image(GOLDEN / "portrait.png")[10:190, 80:220], (84, 108))
-  frames = []
-  for i in range(50):
-    frame = np.full((300, 900, 3), (150, 140, 120), np.uint8)
-    frame[90:198, 20 + 15 * i : 104 + 15 * i] = portrait
-    frames.append(frame)
-  clip, reasons = results(film(tmp_path, frames), PrepareConfig(size=96, smallest_face=32))
+  clip, reasons = results(film(tmp_path, scene((20, 60, 1), count=60, move=(10, 0), width=800)))
   assert clip is None and "moves over" in reasons[0]
 
 

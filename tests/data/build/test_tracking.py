@@ -125,14 +125,14 @@ def test_a_picture_that_is_a_face_already_is_kept():
 
 
 def test_only_a_face_that_no_square_of_the_picture_holds_reaches_over_an_edge():
-  # The picture is 240 pixels wide; the face moves over 500 of its height, and 66 more above and below are the head's.
+  # The picture is 240 pixels wide; the face moves over 500 of its height, and 33 more above and below are the head's.
   tall = made((30, 80, 180, 220), (30, 360, 180, 220))
   x, y, side = tracking.steady_crop(tall, 240, 660)
-  assert side == 632 and x == -196 and y == 14
+  assert side == 566 and x == -163 and y == 47
   picture = np.random.default_rng(0).integers(0, 256, (660, 240, 3), np.uint8)
   square = tracking.cut(picture, (x, y, side), side)
-  np.testing.assert_array_equal(square[:, 196:436], picture[14:646])
-  assert (square[:, :196] == picture[14:646, :1]).all() and (square[:, 436:] == picture[14:646, -1:]).all()
+  np.testing.assert_array_equal(square[:, 163:403], picture[47:613])
+  assert (square[:, :163] == picture[47:613, :1]).all() and (square[:, 403:] == picture[47:613, -1:]).all()
 
 
 def test_a_face_that_wanders_off_makes_no_crop():
