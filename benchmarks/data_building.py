@@ -1,10 +1,10 @@
-"""How fast sets are made: drawing and speaking in one process, building with all cores.
+"""Speed of making sets: drawing and speech in one process, building with all cores.
 
     python benchmarks/data_building.py
 
 Frames a second at 128 and 256 pixels, clips a second without pictures, seconds of speech a second; then clips a second
-of `dicetalk data build`, of the drawn world and of video files (1280x720 at 30 frames a second, 4 s, made on the spot),
-starting its processes included.
+of `dicetalk data build` for the drawn world and for video files (1280x720, 30 frames a second, 4 s), including the start of
+its processes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from dicetalk_jax.world.voice import speak
 
 
 def cast():
-  """Clips without end: person, emotion, level, sentence."""
+  """Endless arguments of clips: person, emotion, level, sentence."""
   texts = itertools.cycle(sentences("train"))
   for person in itertools.count():
     emotion = EMOTIONS[person % len(EMOTIONS)]
@@ -40,7 +40,7 @@ def cast():
 
 
 def rate(amounts, seconds):
-  """What an iterator of amounts yields in about so many seconds, a second; the first is not counted."""
+  """Amount that an iterator yields a second, over about so many seconds; the first item is not counted."""
   next(amounts)
   total, start = 0.0, time.perf_counter()
   while (passed := time.perf_counter() - start) < seconds:
@@ -74,10 +74,10 @@ def built(layout, folder, root=None):
 
 
 def write_videos(folder, count):
-  """Files as a camera makes them: a face in a wide picture, 4 s."""
+  """Files like those of a camera: a face in a wide picture, 4 s."""
   for i, (person, emotion, level, text) in zip(range(count), cast(), strict=False):
     clip = perform(person, emotion, level, text)
-    # Slower than it was spoken, which changes nothing here.
+    # Slowed down to 4 s, which does not matter here.
     times = np.linspace(0, len(clip.parameters) - 1, 120).round().astype(int)
     square = render(clip.identity, clip.parameters[times], 512)
     pictures = np.full((len(times), 720, 1280, 3), 96, np.uint8)
@@ -87,7 +87,7 @@ def write_videos(folder, count):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--seconds", type=float, default=10, help="for each figure")
+  parser.add_argument("--seconds", type=float, default=10, help="seconds for each figure")
   options = parser.parse_args()
   rows = [
     ["frames a second at 128 pixels, sound included", f"{rate(frames(128), options.seconds):.0f}"],

@@ -1,10 +1,9 @@
-"""How fast encoded clips come as batches for the diffusion, beside what the disk itself reads.
+"""Speed of batches for the diffusion, compared with plain reads of the same files.
 
     python benchmarks/data_loading.py [--folder DIR]
 
-Clips of full size (latents of 512 pixels, Whisper-tiny's states, CLIP's embeddings) of random values are written to a
-temporary folder in DIR, read as plain files and then as batches, each first with nothing in the system's cache and then
-with all of it.
+Random clips of full size (latents of 512 pixels, states of Whisper-tiny, CLIP embeddings) are written to a temporary
+folder in DIR. They are read as plain files and as batches, with a cold and with a warm page cache.
 """
 
 import argparse
@@ -17,15 +16,15 @@ import common
 import numpy as np
 
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
-from dicetalk_jax.data.encode.record import EncodedClip, features
-from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+from dicetalk_jax.data.encode.record import EncodedClip
+from dicetalk_jax.data.sets import write_set
 from dicetalk_jax.vocabulary import TRUTH
 
-CLIPS, FRAMES, SHARDS, BATCH = 32, 100, 4, 4
+CLIPS, FRAMES, BATCH = 32, 100, 4
 
 
 def draw_clip(number):
-  """A clip of full size; float16 of random bits would hold NaN, so that these are drawn small."""
+  """A clip of full size."""
   rng = np.random.default_rng(number)
 
   def draw(*shape):
@@ -47,17 +46,13 @@ def draw_clip(number):
 
 
 def write_clips(folder):
-  """An encoded set of random clips, and its files."""
-  record, shards = features(), []
-  for i in range(SHARDS):
-    examples = (serialize(record, draw_clip(number).example()) for number in range(i, CLIPS, SHARDS))
-    shards.append(write_shard(folder / shard_name("random", "train", i, SHARDS), examples))
-  write_info(folder, "random", record, {"train": shards})
+  """Writes random clips as an encoded set; returns its files."""
+  write_set(folder, map(draw_clip, range(CLIPS)), "random")
   return sorted(folder.glob("*.array_record*"))
 
 
 def forget(paths):
-  """Drops files from the system's cache; True where the system can."""
+  """Drops files from the page cache; False if the system cannot."""
   if not hasattr(os, "posix_fadvise"):
     return False
   for path in paths:
@@ -68,7 +63,7 @@ def forget(paths):
 
 
 def read_plainly(paths):
-  """MB/s of reading files from end to end."""
+  """MB/s of reading whole files."""
   buffer = bytearray(1 << 22)
   start, size = time.perf_counter(), 0
   for path in paths:
@@ -79,13 +74,13 @@ def read_plainly(paths):
 
 
 def read_batches(folder, paths, workers, cold):
-  """Batches/s over two epochs, or over one where the cache is to be cold, which a second would find warm."""
+  """Batches/s over two epochs, or over one with a cold cache, which is warm in the second."""
   record = sum(path.stat().st_size for path in paths) / CLIPS
   with diffusion_batches(folder, config=DiffusionBatchConfig(batch=BATCH), workers=workers) as batches:
-    first = next(batches)  # starting workers is not reading
+    first = next(batches)  # starts the workers, which is not measured
     if cold:
       forget(paths)
-    # What was read ahead meanwhile was warm and is not counted.
+    # Batches that were prefetched meanwhile were warm and are not counted.
     ahead = 2 * max(1, workers) + 1
     for _ in range(0 if cold else ahead):
       next(batches)
@@ -100,7 +95,7 @@ def read_batches(folder, paths, workers, cold):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--folder", type=pathlib.Path, help="where the disk to be measured is")
+  parser.add_argument("--folder", type=pathlib.Path, help="folder on the disk to measure")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
     folder = pathlib.Path(folder)

@@ -268,13 +268,14 @@ def _check_empty(folder):
 
 
 def _report(folder, shards, rejected) -> Report:
-  clips, seconds, left_out = {}, {}, list(rejected)
+  clips, seconds, left_out = {}, {}, []
   for shard in shards:
     facts, split = shard.facts, shard.split
     index = Index.of_rows(facts["rows"])
     clips[split] = clips.get(split, 0) + len(index)
     seconds[split] = seconds.get(split, 0.0) + float(index.num_frames.sum()) / FPS
     left_out += [Rejected(*fields) for fields in facts["rejected"]]
+  left_out += rejected
   with (folder / REPORT).open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(["clip", "reason"])
