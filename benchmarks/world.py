@@ -2,8 +2,8 @@
 
     python benchmarks/world.py
 
-Accuracy of linear classifiers of the eight emotions from a clip's true face parameters, its expression coefficients, or its
-sound, and the correlation of mouth opening and energy of the sound, frame by frame. Takes two minutes.
+Accuracy of linear classifiers of the eight emotions from a clip's true face parameters, its expression coefficients, or
+its sound, and the correlation of mouth opening and energy of the sound, frame by frame. Takes two minutes.
 """
 
 import argparse
