@@ -3,8 +3,8 @@
     python benchmarks/data_building.py
 
 Frames a second at 128 and 256 pixels, clips a second without pictures, seconds of speech a second; then clips a second
-of `dicetalk data build` for the drawn world and for video files (1280x720, 30 frames a second, 4 s), including the start
-of its processes.
+of `dicetalk data build` for the drawn world and for video files (1280x720, 30 frames a second, 4 s), with the start of
+its processes.
 """
 
 import argparse
