@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from dicetalk_jax.data.records import Clip, encode_frames, features
-from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+from dicetalk_jax.data import sets
+from dicetalk_jax.data.records import Clip, encode_frames
 from dicetalk_jax.vocabulary import EMOTIONS, SAMPLE_RATE, SAMPLES_PER_FRAME, TRUTH
 
 TONES = 4
@@ -36,14 +36,7 @@ def drawn_clip(name, frames, identity="p0", split="train", size=16, truth=True):
 
 def write_set(folder, clips, shards=2, name="synthetic"):
   """A finished set of these clips, by their splits; returns its folder."""
-  folder.mkdir(parents=True)
-  record, splits = features(), {}
-  for split in sorted({clip.split for clip in clips}):
-    examples = [serialize(record, clip.example()) for clip in clips if clip.split == split]
-    parts = [examples[i::shards] for i in range(shards)]
-    splits[split] = [write_shard(folder / shard_name(name, split, i, shards), part) for i, part in enumerate(parts)]
-  write_info(folder, name, record, splits)
-  return folder
+  return sets.write_set(folder, clips, name, shard_clips=-(-len(clips) // shards))
 
 
 def people(count, clips=3, frames=30, split="train", **options):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dicetalk_jax.errors import InputError, OutputError
-from dicetalk_jax.files import expanded, lock, new_file, remove_partial, require_space
+from dicetalk_jax.files import expanded, lock, new_file, new_folder, remove_partial, require_space, stop_if_interrupted
 
 VERSION = "1.0.0"
 SHARD_CLIPS = 16
@@ -122,37 +122,38 @@ def write_info(folder: Path, name: str, features, splits: Mapping[str, Sequence[
   unfinished.rmdir()
 
 
-def write_set(folder: str | os.PathLike, clips: Iterable, name: str = "clips", description: str = "") -> Path:
+def write_set(
+  folder: str | os.PathLike, clips: Iterable, name: str = "clips", description: str = "", shard_clips: int = SHARD_CLIPS
+) -> Path:
   """Writes `Clip`s or `EncodedClip`s, all of one kind, as a finished set into a new folder; returns the folder.
 
-  Each clip goes to the split that it names. Memory holds `SHARD_CLIPS` clips of each split at most. Raises InputError
-  for a folder that is not empty and when there is no clip, OutputError when the folder cannot be written.
+  Each clip goes to the split that it names, in files of `shard_clips` clips, which memory holds for each split. After
+  an error nothing is left. Raises InputError when there is no clip, OutputError for a folder that is not empty or cannot
+  be written.
   """
-  folder = expanded(folder, "data set")
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise InputError(f"{folder} is not an empty folder; give a new one")
-  folder.mkdir(parents=True, exist_ok=True)
-  features, waiting, shards = None, {}, {}
+  with new_folder(folder) as new:
+    features, waiting, shards = None, {}, {}
 
-  def write(split):
-    path = folder / f"{split}-{len(shards.setdefault(split, []))}"
-    shards[split].append((path, write_shard(path, waiting.pop(split))))
+    def write(split):
+      path = new / f"{split}-{len(shards.setdefault(split, []))}"
+      shards[split].append((path, write_shard(path, waiting.pop(split))))
 
-  for clip in clips:
-    features = features or clip.features()
-    waiting.setdefault(clip.split, []).append(serialize(features, clip.example()))
-    if len(waiting[clip.split]) == SHARD_CLIPS:
-      write(clip.split)
-  if features is None:
-    raise InputError(f"there are no clips to write into {folder}")
-  for split in list(waiting):
-    write(split)
-  for split, written in shards.items():
-    for i, (path, _) in enumerate(written):
-      os.replace(path, folder / shard_name(name, split, i, len(written)))
-  splits = {split: [shard for _, shard in written] for split, written in shards.items()}
-  write_info(folder, name, features, splits, description)
-  return folder
+    for clip in clips:
+      stop_if_interrupted()
+      features = features or clip.features()
+      waiting.setdefault(clip.split, []).append(serialize(features, clip.example()))
+      if len(waiting[clip.split]) == shard_clips:
+        write(clip.split)
+    if features is None:
+      raise InputError(f"there are no clips to write into {folder}")
+    for split in list(waiting):
+      write(split)
+    for split, written in shards.items():
+      for i, (path, _) in enumerate(written):
+        os.replace(path, new / shard_name(name, split, i, len(written)))
+    splits = {split: [shard for _, shard in written] for split, written in shards.items()}
+    write_info(new, name, features, splits, description)
+  return Path(folder)
 
 
 def open_set(folder: str | os.PathLike):

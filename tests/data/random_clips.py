@@ -6,8 +6,8 @@ import numpy as np
 
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig, embedder_batches
-from dicetalk_jax.data.encode.record import EncodedClip, features
-from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
+from dicetalk_jax.data.encode.record import EncodedClip
+from dicetalk_jax.data.sets import write_set
 from dicetalk_jax.vocabulary import TRUTH
 
 LAYERS, WIDTH = 3, 8
@@ -35,18 +35,11 @@ def clip(name, frames, identity="M003", video=None, emotion=-1, level=0, size=64
 
 
 def write(folder, clips, what="all", shards=2, name="drawn"):
-  """An encoded folder as `encode` leaves it, but for the index, which reading makes."""
-  folder.mkdir(parents=True)
-  record, written = features(what), []
+  """An encoded folder as `encode` writes it, but without the index, which its first reader makes."""
   if what == "audio":
     pictures = ("latents_mean", "latents_logvar", "reference_index", "image_embedding")
     clips = [dataclasses.replace(clip, **dict.fromkeys(pictures)) for clip in clips]
-  for i in range(shards):
-    part = clips[i * len(clips) // shards : (i + 1) * len(clips) // shards]
-    examples = [serialize(record, clip.example()) for clip in part]
-    written.append(write_shard(folder / shard_name(name, "train", i, shards), examples))
-  write_info(folder, name, record, {"train": written})
-  return folder
+  return write_set(folder, clips, name, shard_clips=-(-len(clips) // shards))
 
 
 MEAD = [

@@ -243,7 +243,7 @@ def _best_part(clip: str, view: _View, config: PrepareConfig, begin: float, firs
   for span in sorted(pieces, key=lambda span: span.begin - span.end):
     low, high = (math.ceil((time - begin - STAMP_TOLERANCE) * FPS) for time in (span.begin, span.end))
     if span.reason or part.count:
-      span.reason = span.reason or "another part of the clip is longer"
+      span.reason = span.reason or "a cut or a gap divides the clip, and another part is longer"
     elif high - low < config.shortest * FPS:
       span.reason = f"between cuts or gaps it lasts {(high - low) / FPS:g} s; at least {config.shortest:g} s are needed"
     else:

@@ -9,7 +9,7 @@ from data.random_clips import DIFFUSION, MEAD, write
 from dicetalk_jax.data.batches.diffusion import diffusion_batches
 from dicetalk_jax.data.encode.record import EncodedClip, encoded_clip, open_encoded
 from dicetalk_jax.data.sets import write_set
-from dicetalk_jax.errors import InputError
+from dicetalk_jax.errors import InputError, OutputError
 
 
 def test_the_index_spares_the_records(tmp_path):
@@ -39,10 +39,13 @@ def test_clips_of_ones_own_become_a_set(tmp_path):
     np.testing.assert_array_equal(encoded_clip(records[2]).latents_mean, expected[2].latents_mean)
   with diffusion_batches(folder, config=DIFFUSION) as batches:
     assert next(batches)["latents_mean"].shape[0] == 4
-  with pytest.raises(InputError, match="not an empty folder"):
+  with pytest.raises(OutputError, match="not an empty folder"):
     write_set(folder, clips)
   with pytest.raises(InputError, match="no clips to write"):
     write_set(tmp_path / "none", [])
+  with pytest.raises(ZeroDivisionError):
+    write_set(tmp_path / "broken", (clip if i < 17 else 1 / 0 for i, clip in enumerate(clips)))
+  assert {path.name for path in tmp_path.iterdir()} == {"set"}
 
 
 def test_clips_of_ones_own_without_pictures(tmp_path):
