@@ -128,7 +128,7 @@ def write_set(
   """Writes `Clip`s or `EncodedClip`s, all of one kind, as a finished set into a new folder; returns the folder.
 
   Each clip goes to the split that it names, in files of `shard_clips` clips, which memory holds for each split. After
-  an error nothing is left. Raises InputError when there is no clip, OutputError for a folder that is not empty or cannot
+  an error nothing is left. Raises InputError when there is no clip, OutputError when the folder is not empty or cannot
   be written.
   """
   with new_folder(folder) as new:

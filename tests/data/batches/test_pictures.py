@@ -188,7 +188,7 @@ def test_several_sets_are_one(data, tmp_path):
   [
     (frame_batches, dict(data=()), "no data is given"),
     (frame_batches, dict(data="nowhere"), "nowhere is not a folder"),
-    (frame_batches, dict(split="val"), "no split 'val'; it has test, train"),
+    (frame_batches, dict(split="val"), "no split 'val'; it has train, test"),
     (frame_batches, dict(config=FrameBatchConfig(frames=40)), "no clip of 40 frames or more"),
     (frame_batches, dict(config=FrameBatchConfig(crop=20)), "crop is 20.*16x16"),
     (frame_batches, dict(config=FrameBatchConfig(flip=2)), "flip 2"),
