@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,58 +58,51 @@ def existing_file(source, what: str) -> Path:
   return path
 
 
-def protect_inputs(target, inputs: Mapping[str, object]) -> None:
-  """Raises InputError where writing `target` would replace or fill one of the inputs.
+def protect_inputs(target, inputs: Mapping[str, object], inside: bool = False) -> None:
+  """Raises InputError where writing `target` would replace or change one of the inputs; call it before anything slow.
 
-  inputs: {role: path or None}, such as {"portrait": "me.jpg"}; paths that do not exist are skipped. Refused are an
-  input itself, by any name (symbolic and hard links, another case), and what exists inside an input folder.
+  inputs: {role: path, several paths or None}, such as {"portrait": "me.jpg"}; what does not exist is skipped. Refused
+  are an input under any name (symbolic and hard links, another case) and what exists inside an input folder; with
+  `inside` anything inside an input folder.
   """
-  for role, source in inputs.items():
-    if source is None:
-      continue
-    try:
-      source = expanded(source, role)
-      if not source.exists():
-        continue
-      # Hard links share the file, and names may differ only by case: the file system decides.
-      same = os.path.exists(target) and os.path.samefile(source, target)
-      inside = source.is_dir() and os.path.exists(target) and _contains(source, target)
-    except (OSError, ValueError):
-      continue  # a name that no file can have: what opens it says so
-    if same:
-      raise InputError(f"{target} is the {role} itself, which would be replaced; give another name for the result")
-    if inside:
-      raise InputError(f"{target} is a part of the {role} {source}, which would change; give a name outside of it")
+  for role, sources in inputs.items():
+    for source in sources if isinstance(sources, list | tuple) else [sources]:
+      with contextlib.suppress(OSError, ValueError):  # a name that no file can have: whoever opens it says so
+        source = None if source is None else expanded(source, role)
+        if source is None or not source.exists():
+          continue
+        if os.path.exists(target) and os.path.samefile(source, target):
+          raise InputError(f"{target} is the {role} itself, which would be replaced; give another name for the result")
+        if (inside or os.path.exists(target)) and source.is_dir() and _contains(source, target):
+          raise InputError(f"{target} is inside the {role} {source}, which would change; give a name outside of it")
 
 
 def _contains(folder: Path, path) -> bool:
   parents = Path(os.path.realpath(path)).parents
-  return any(os.path.samefile(folder, parent) for parent in parents)
+  return any(parent.exists() and os.path.samefile(folder, parent) for parent in parents)
 
 
-def check_file(path: Path, what: str) -> None:
-  """Raises OutputError unless a file can be written at `path`; makes its folder where that is missing.
+def check_file(path: Path, what: str, needed: int = 1 << 16) -> None:
+  """Raises InputError or OutputError unless a file can be written at `path`; makes its folder where that is missing.
 
-  It creates and removes the very names that `new_file` uses. A link is followed.
+  It creates and removes the very names that `new_file` uses. A link is followed. `needed`: bytes that must be free.
   """
-  if path.is_dir():
-    raise InputError(f"{what} {path} is a folder; give the name of a file in it")
-  if path.exists() and not path.is_file():
-    raise InputError(f"{what} {path} is a device or pipe; give the name of a file")
-  target = Path(os.path.realpath(path))
   try:
+    if path.is_dir():
+      raise InputError(f"{what} {path} is a folder; give the name of a file in it")
+    if path.exists() and not path.is_file():
+      raise InputError(f"{what} {path} is a device or pipe; give the name of a file")
+    target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-  except FileExistsError as error:
-    raise OutputError(f"{what} {path} cannot be written: {path.parent} is a file, not a folder") from error
-  except OSError as error:
-    raise OutputError(f"{what} {path} cannot be written: its folder cannot be made ({error.strerror})") from error
-  try:
     if not target.exists():
       target.open("xb").close()
       target.unlink()
-    with _temporary(target).open("wb"):
-      pass
+    _temporary(target).open("wb").close()
     _temporary(target).unlink()
+    if free_space(target) < needed:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  except FileExistsError as error:
+    raise OutputError(f"{what} {path} cannot be written: {error.filename} is a file, not a folder") from error
   except OSError as error:
     raise OutputError(f"{what} {path} cannot be written: {error.strerror}") from error
 
@@ -178,16 +172,40 @@ _filling: list[threading.Event] = []
 
 
 def check_new(target: str | os.PathLike) -> Path:
-  """The absolute path of a folder to make; OutputError where there is something already, or the name is impossible."""
+  """The absolute path of a folder to make; OutputError where it holds something or cannot be made."""
   target = Path(os.path.realpath(expanded(target, "folder", OutputError)))
   try:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
       raise OutputError(f"{target} exists and is not an empty folder; give another name, or remove it first.")
     with contextlib.suppress(FileNotFoundError):
       target.lstat()
+    # Parents are made later, so that a command that fails leaves nothing.
+    parent = next(parent for parent in target.parents if parent.exists())
+    with tempfile.TemporaryDirectory(prefix=".", suffix=_PARTIAL, dir=parent):
+      pass
   except OSError as error:
     raise OutputError(f"{target} could not be written: {error.strerror}.") from error
   return target
+
+
+def check_folder(folder: Path, what: str, marker: str | None = None) -> None:
+  """Raises InputError for a file, OutputError where the folder cannot be made or written.
+
+  marker: a file that tells a folder which a command began from a folder of other things, which is an InputError.
+  """
+  try:
+    if not folder.exists():
+      check_new(folder)
+      return
+    if not folder.is_dir():
+      raise InputError(f"{folder} is a file; give the name of a folder for the {what}")
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if marker and others and marker not in others:
+      raise InputError(f"{folder} holds other files ({', '.join(others[:3])}) and no {what}; give a new folder")
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise OutputError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager

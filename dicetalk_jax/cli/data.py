@@ -13,7 +13,8 @@ from dicetalk_jax.data.build.hdtf import HdtfLayout
 from dicetalk_jax.data.build.mead import MeadLayout
 from dicetalk_jax.data.build.synthetic import SyntheticLayout
 from dicetalk_jax.data.build.voxceleb2 import Voxceleb2Layout
-from dicetalk_jax.errors import OutputError
+from dicetalk_jax.errors import InputError, OutputError
+from dicetalk_jax.files import check_file, new_file, protect_inputs
 
 
 @contextlib.contextmanager
@@ -173,17 +174,24 @@ class Inspect:
   """Split of the contact sheet."""
 
   def run(self):
+    from PIL import Image
+
     from dicetalk_jax.data.summary import contact_sheet, summarise
 
+    if self.sheet:
+      if self.sheet.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"contact sheet {self.sheet}: Pillow writes no such file; give a name that ends in .png")
+      protect_inputs(self.sheet, {"data set": self.data})
+      check_file(self.sheet, "contact sheet")
     print(summarise(self.data))
     if self.sheet:
       with _progress() as progress:
         sheet = contact_sheet(self.data, self.split, progress=progress)
       try:
-        self.sheet.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(self.sheet)
-      except (OSError, ValueError) as error:
-        raise OutputError(f"contact sheet {self.sheet} cannot be written ({error}); give the name of a .png") from error
+        with new_file(self.sheet) as temporary:
+          sheet.save(temporary, Image.registered_extensions()[self.sheet.suffix.lower()])
+      except OSError as error:
+        raise OutputError(f"contact sheet {self.sheet} cannot be written: {error}") from error
       console.print(f"contact sheet: {self.sheet}", soft_wrap=True, markup=False)
 
 

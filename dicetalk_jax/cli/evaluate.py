@@ -7,6 +7,7 @@ import tyro
 
 from dicetalk_jax.cli.terminal import progress_bars
 from dicetalk_jax.config import GenerationConfig
+from dicetalk_jax.files import check_folder, protect_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,12 @@ class Evaluate:
     from dicetalk_jax.evaluation.report import check_plotting, write_report
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.parallel.compilation import keep_compiled_programs
+    from dicetalk_jax.weights.folder import Weights
 
     check_plotting()
+    inputs = {"weights folder": self.weights or Weights.bundled(), "measuring network": self.measuring}
+    protect_inputs(self.out, inputs, inside=True)
+    check_folder(self.out, "evaluation", "settings.json")
     keep_compiled_programs()
     measuring = Measuring.load(self.measuring)
     talker = DiceTalk.load(self.weights)

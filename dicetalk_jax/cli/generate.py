@@ -10,6 +10,7 @@ from rich.text import Text
 from dicetalk_jax.cli.terminal import console, interruptible, progress_bars
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.files import protect_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +76,12 @@ class Generate:
   def _run_one(self) -> int:
     import jax
 
+    from dicetalk_jax.inference.emotion import emotion_files
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.media.video import check_target, probe
     from dicetalk_jax.parallel import hosts
     from dicetalk_jax.parallel.compilation import keep_compiled_programs
+    from dicetalk_jax.weights.folder import Weights
 
     hosts.connect(_say)
     keep_compiled_programs()
@@ -88,6 +91,9 @@ class Generate:
         f"data={jax.device_count()}, or --jobs to share a list of them"
       )
     out = check_target(self.out)
+    weights = self.weights or Weights.bundled()
+    inputs = {"portrait": self.image, "audio": self.audio, "emotion's file": emotion_files(self.emotion)}
+    protect_inputs(out, inputs | {"weights folder": weights, "preset": self.config})
     hosts.check_agreement({"generate": dataclasses.asdict(self)})
     talker = DiceTalk.load(self.weights, mesh=self.mesh)
     options = {field.name: getattr(self.generation, field.name) for field in dataclasses.fields(self.generation)}

@@ -7,6 +7,8 @@ from typing import Annotated
 import tyro
 
 from dicetalk_jax.cli.terminal import progress_bars
+from dicetalk_jax.files import check_file, protect_inputs
+from dicetalk_jax.vocabulary import EMOTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Priors:
     from dicetalk_jax.inference.label_priors import write_label_priors
     from dicetalk_jax.weights.folder import Weights
 
+    if self.save:
+      protect_inputs(self.save, {"encoded set": self.data, "weights folder": self.weights}, inside=True)
+      for label in EMOTIONS:
+        check_file(self.save / f"{label}.npz", "prior")
     weights = Weights.open(self.weights)
     with progress_bars() as progress:
       _, priors = write_label_priors(

@@ -106,6 +106,15 @@ def resolve_emotion(
   return _from_array(spec, prior_size)
 
 
+def emotion_files(text: str, folder: pathlib.Path = pathlib.Path()) -> list[pathlib.Path]:
+  """The files in `folder` that an emotion's text may name: itself, and the terms of its timeline and mixes."""
+  terms = [text, *re.split(r"[,+]", text)]
+  terms += [time["mix"] or "" for term in terms if (time := _KEYFRAME.fullmatch(term.strip()))]
+  terms += [term.rpartition(":")[0] for term in terms]
+  paths = {folder / pathlib.Path(term.strip()) for term in terms if _is_path(term.strip())}
+  return sorted(path for path in paths if os.path.isfile(path))
+
+
 def _from_array(spec, prior_size):
   if spec is None or np.isscalar(spec):
     raise InputError(f"An emotion is {_FORMS}; found {str(spec)[:60] or 'nothing'}.")

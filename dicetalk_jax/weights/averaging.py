@@ -7,6 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.files import check_new
 from dicetalk_jax.weights.folder import Weights
 
 
@@ -21,6 +22,7 @@ def average(every: Sequence[Weights], out: str | os.PathLike) -> Weights:
   """
   if len(every) < 2:
     raise WeightsError(f"{len(every)} weights folder was given to average; give two or more")
+  check_new(out)
   first, networks = every[0], {}
   for other in every[1:]:
     if other.config["networks"] != first.config["networks"]:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import expanded, new_folder, readable_size, write_json
+from dicetalk_jax.files import check_new, expanded, new_folder, readable_size, write_json
 from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.derive import derive
 from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes, row
@@ -180,6 +180,7 @@ class Weights:
     and config.json's `fits` spares whoever loads them the check that tensors and architecture agree.
     Raises WeightsError where this folder is damaged, OutputError where `folder` cannot be written.
     """
+    check_new(folder)
     own = dataclasses.asdict(generation or self.generation)
     released = dataclasses.asdict(GenerationConfig())
     changed = {name: value for name, value in own.items() if value != released[name]}
@@ -273,6 +274,7 @@ def convert_release(
   `convert` raises.
   """
   source = expanded(source, "release", WeightsError).absolute()
+  check_new(weights)
   if priors_folder is None:
     folders = [source / name for name in layout_of(source).prior_folders]
     priors_folder = next((folder for folder in folders if any(folder.glob("*.npy"))), None)

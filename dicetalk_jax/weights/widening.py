@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.files import check_new
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import network_shapes
 
@@ -36,6 +37,7 @@ def widen(weights: Weights, out: str | os.PathLike, seed: int = 0) -> Weights:
   held = weights.config["networks"]
   if "unet" not in held:
     raise WeightsError(f"{weights.folder} holds no unet, wanted weights of an adaptation; give such a folder")
+  check_new(out)
   rng = np.random.default_rng([0x51DE, seed])
   architectures = {name: _doubled(held[name], sizes) for name, sizes in _SIZES.items() if name in held}
   networks = {

@@ -19,7 +19,7 @@ from PIL import Image
 from dicetalk_jax.cli.demo import random_weights
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.inference.jobs.reader import BadLine, read_jobs
+from dicetalk_jax.inference.jobs.reader import BadLine, Job, read_jobs
 from dicetalk_jax.inference.jobs.results import results_path
 from dicetalk_jax.inference.jobs.runner import run_jobs, weights_identity
 from dicetalk_jax.inference.pipeline import DiceTalk
@@ -120,9 +120,9 @@ BAD_LINES = {
   "not text": ("\x00", "this is not JSON"),
   "deep": ("[" * 100_000, "this is not JSON"),
   "NaN": ('{"size": NaN}', "NaN is no number of JSON"),
-  "misspelt": (job("a.mp4", stpes=3), '"stpes" is nothing that a job has; did you mean steps?'),
+  "misspelt": (job("a.mp4", stpes=3), '"stpes" is not a key of a job; did you mean steps?'),
   "as on the command line": (job("a.mp4", **{"face-box": 3}), "did you mean face_box?"),
-  "unheard of": (job("a.mp4", xyzzy=3), '"xyzzy" is nothing that a job has; it has image, audio'),
+  "unheard of": (job("a.mp4", xyzzy=3), '"xyzzy" is not a key of a job; a job has image, audio'),
   "missing": ({"image": "me.png", "out": "a.mp4"}, "audio and emotion missing"),
   "number for text": (job(3), "out is 3, wanted text"),
   "text for a number": (job("a.mp4", steps="ten"), 'steps is "ten", wanted a whole number'),
@@ -134,8 +134,7 @@ BAD_LINES = {
   "box of three": (job("a.mp4", face_box=[1, 2, 3]), "face_box is [1, 2, 3], wanted 4 numbers or null"),
   "no such bank": (job("a.mp4", bank="some"), 'bank is "some", wanted "all" or "nearest"'),
   "no name": (job(""), "out: the path is empty"),
-  "no possible name": (job("a\0.mp4"), "can be the name of no file"),
-  "its own sound": (job("speech.wav"), "out speech.wav is the job's own audio"),
+  "no possible name": (job("a\0.mp4"), "cannot be the name of a file"),
 }
 
 
@@ -147,6 +146,29 @@ def test_bad_lines_are_told_one_by_one(tmp_path, subtests):
       assert said in bad.error
       assert len(bad.error) < 400
       assert (before.line, after.line) == (1, 3)
+
+
+def test_an_input_of_any_line_is_no_out(folder):
+  """Under any name, and of a file that a mix of emotions names."""
+  (folder / "linked.mp4").hardlink_to(folder / "me.png")
+  for name in ("clip.mp4", "jobs.jsonl"):
+    (folder / name).write_bytes(b"a clip")
+  own, others, lists, good = read_jobs(
+    write(
+      folder,
+      job("speech.wav", "0s clip.mp4:0.5, 2s happy+./clip.mp4"),
+      job("clip.mp4"),
+      job("jobs.jsonl", image="linked.mp4"),
+      job("new.mp4"),
+    )
+  )
+  assert "speech.wav is the audio itself" in own.error and own.out == "speech.wav"
+  assert isinstance(others, Job)  # line 1 is no job, so that it reads nothing
+  assert "jobs.jsonl is the list of jobs itself" in lists.error and isinstance(good, Job)
+  _, of_line_1, of_line_4, _ = read_jobs(
+    write(folder, job("a.mp4", "0s clip.mp4:0.5, 2s happy"), job("clip.mp4"), job("me.png"), job("b.mp4"))
+  )
+  assert "is an input of line 1" in of_line_1.error and "is the image itself" in of_line_4.error
 
 
 def test_of_two_jobs_with_one_out_the_later_is_bad(tmp_path):

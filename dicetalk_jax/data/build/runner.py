@@ -24,7 +24,7 @@ from dicetalk_jax.data.records import Clip, Rejected, features
 from dicetalk_jax.data.sets import INFO, Shard, check_space, locked, serialize, shard_name, write_info, write_shard
 from dicetalk_jax.data.settings import difference
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
-from dicetalk_jax.files import interrupts, new_file, write_json
+from dicetalk_jax.files import check_folder, interrupts, new_file, write_json
 from dicetalk_jax.vocabulary import FPS
 
 PLAN = "build.json"
@@ -94,8 +94,7 @@ def build(
   """
   if workers is not None and workers < 1:
     raise InputError(f"{workers} workers cannot build a set; give at least 1")
-  if folder.exists() and not folder.is_dir():
-    raise InputError(f"{folder} is a file; give the name of a folder for the set")
+  check_folder(folder, "set")
   _check_empty(folder)
   jobs = sorted(jobs, key=lambda job: (job.split, job.name))
   for one, other in itertools.pairwise(sorted(job.name for job in jobs)):

@@ -21,8 +21,7 @@ from dicetalk_jax.data.build.synthetic import SyntheticLayout
 from dicetalk_jax.data.build.voxceleb2 import Voxceleb2Layout
 from dicetalk_jax.data.sets import VERSION
 from dicetalk_jax.data.settings import as_json
-from dicetalk_jax.errors import InputError
-from dicetalk_jax.files import expanded
+from dicetalk_jax.files import expanded, protect_inputs
 
 LAYOUTS = {layout.name: layout for layout in (MeadLayout, HdtfLayout, Voxceleb2Layout, ClipsLayout, SyntheticLayout)}
 
@@ -40,8 +39,9 @@ def build_set(
   be made; OutputError when `folder` cannot be written. Finished clips are kept.
   """
   folder = expanded(folder, "data set").absolute()
-  if root is not None and folder.resolve().is_relative_to(expanded(root, "set's folder").resolve()):
-    raise InputError(f"data set {folder} lies inside {root}, the folder that it is built from; give another folder")
+  protect_inputs(
+    folder, {"folder of videos": root, "folder of coefficients": getattr(layout, "expressions", None)}, inside=True
+  )
   listing = layout.listing(root)
   return build(
     folder,

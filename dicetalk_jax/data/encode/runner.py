@@ -22,7 +22,7 @@ from dicetalk_jax.data.encode.record import (
 from dicetalk_jax.data.index import Index, index_path, row
 from dicetalk_jax.data.sets import INFO, Records, Shard, locked, open_set, serialize, write_info, write_shard
 from dicetalk_jax.errors import InputError, OutputError, out_of_memory
-from dicetalk_jax.files import expanded, lock, write_json
+from dicetalk_jax.files import check_folder, expanded, lock, protect_inputs, write_json
 from dicetalk_jax.weights.folder import Weights
 
 # Folder of a JSON file for each finished shard.
@@ -77,6 +77,9 @@ def encode(
     if value < 1:
       raise InputError(f"{name} {value} is too small; give a whole number of at least 1")
   data, target = expanded(data, "data set"), expanded(target, "target")
+  folder = weights.folder if isinstance(weights, Weights) else weights
+  protect_inputs(target, {"data set": data, "weights folder": folder}, inside=True)
+  check_folder(target, "encoded set")
   shards = _plan(data, target)
   encoders = Encoders(weights if isinstance(weights, Weights) else Weights.open(weights), what, batch, dtype)
   config = {
@@ -196,10 +199,6 @@ def _counted(clips, done, total, progress) -> Iterator[EncodedClip]:
 
 
 def _plan(data: Path, target: Path) -> list[_Shard]:
-  if target.exists() and not target.is_dir():
-    raise InputError(f"{target} is not a folder; give the name of a new one")
-  if target.resolve().is_relative_to(data.resolve()):
-    raise InputError(f"{target} lies with the clips themselves, inside {data}; give another folder")
   shards = []
   for split in open_set(data).info.splits:
     records = Records(data, split)

@@ -11,7 +11,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import expanded, new_folder, stop_if_interrupted
+from dicetalk_jax.files import check_new, expanded, new_folder, stop_if_interrupted
 from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.networks import row
 from dicetalk_jax.weights.release.listing import canonical, layout_in
@@ -41,6 +41,7 @@ def export(
   """
   weights = expanded(weights, "weights folder", WeightsError).absolute()
   config = read_config(weights)
+  check_new(target)
   layout = layout_in(config)
   source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else canonical(weights, config)
   files = [file for file in source["files"] if all or layout.is_own(file["path"])]

@@ -225,7 +225,7 @@ def test_bound_to_what_it_was_begun_with(tmp_path, clips, weights, whole):
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "thesis.tex").write_text("x")
   for call, said in [
-    (lambda: encode(clips, clips, weights), "lies with the clips themselves"),
+    (lambda: encode(clips, clips, weights), "is the data set itself"),
     (lambda: encode(whole, tmp_path / "x", weights), "no clips as `dicetalk data build`"),
     (lambda: encode(tmp_path / "none", tmp_path / "x", weights), "not a folder"),
     (lambda: encode(clips, tmp_path / "full", weights), "thesis.tex"),
