@@ -25,7 +25,7 @@ FOLDERS = {
   "priors --save": "priors {set} --weights {weights} --out {new} --save {out}",
 }
 FILES = {
-  "generate": "generate --image {image} --audio {audio} --emotion {clip}:0.5+{clip}:0.5 --out {out} --weights {weights}",
+  "generate": "generate --image {image} --audio {audio} --emotion {clip}+{clip} --out {out} --weights {weights}",
   "generate --jobs": "generate --jobs {jobs} --weights {weights}",
   "data inspect": "data inspect {set} --sheet {out}",
 }
