@@ -1,11 +1,11 @@
-"""The ablations of the paper's Table 4 on the drawn world: what each part of the method is worth.
+"""The ablations of the paper's Table 4 on the drawn world.
 
     python benchmarks/ablations.py --config configs/synthetic_small.py --clips data/small --out runs/ablations
 
-A base model learns to draw faces that speak, all emotions dropped (or is given, and forgets its emotion model and
-adapters); then each variant adapts it, alike in all else, with an emotion model of its own. What it makes for people
-not seen, from a neutral portrait of theirs and a clip's sound and prior, is judged by a network that was trained on
-true frames. Every part goes on where it was stopped.
+A base model is trained to generate talking faces without emotion; or `--base` gives one, whose emotion model and emotion
+adapters are reset. Each variant adapts the base in the same way, with a new emotion model. Its samples of people held
+out, from a neutral portrait and the sound and prior of a clip, are scored by the measuring network. Run the same command
+again to resume.
 """
 
 import argparse
@@ -28,52 +28,52 @@ from dicetalk_jax.training.config import AdaptationConfig
 from dicetalk_jax.training.overrides import override
 from dicetalk_jax.weights.folder import Weights
 
-# The base sees emotions only where its speech is dropped, too rarely to learn from.
+# The base sees an emotion only when its speech is dropped: too rarely to learn it.
 BASE = ("objective.drop_emotion=0.85", "objective.emotion_weight=0", "samples.clips=0")
 
 
 def measuring_network(options):
-  folder, judged = options.measuring or options.out / "measuring", ClipSets(options.clips, "test")
+  folder, clips = options.measuring or options.out / "measuring", ClipSets(options.clips, "test")
   if not options.measuring and not (folder / "measuring.safetensors").is_file():
     loop = dataclasses.replace(MeasuringConfig().loop, steps=options.measuring_steps)
-    size = judged.one_size(np.arange(len(judged.index)))[0]
+    size = clips.one_size(np.arange(len(clips.index)))[0]
     train_measuring(MeasuringConfig(size=size, loop=loop), folder, report=printer("measuring", loop))
   measuring = Measuring.load(folder)
-  found = {name: round(value, 3) for name, value in check(measuring, judged).items()}
-  print("the measuring network on true frames of people not seen:", found, flush=True)
+  scores = {name: round(value, 3) for name, value in check(measuring, clips).items()}
+  print("measuring network on true frames of people held out:", scores, flush=True)
   return measuring
 
 
 def printer(name, loop):
-  begun = time.perf_counter()
+  start = time.perf_counter()
 
   def report(step, metrics):
     if step % loop.log_every == 0 or step == loop.steps:
       shown = {
         key: round(value, 4) for key, value in metrics.items() if key in ("loss", "denoising", "emotion", "accuracy")
       }
-      print(f"{name}: step {step}, {time.perf_counter() - begun:.0f} s, {shown}", flush=True)
+      print(f"{name}: step {step}, {time.perf_counter() - start:.0f} s, {shown}", flush=True)
 
   return report
 
 
 def base_weights(config, options):
-  """The folder of the base without its emotion model, so that each variant begins with a new one."""
+  """Weights of the base without its emotion model, so that each variant starts with a new one."""
   folder = options.out / "base_without_emotion"
   if not folder.exists():
     if not options.base:
       base = override(config, [*BASE, f"loop.steps={options.base_steps}"])
       train_adaptation(base, options.out / "base", report=printer("base", base.loop))
     trained = Weights.open(options.base or options.out / "base" / "weights")
-    kept = {name: trained.load(name) for name in trained.config["networks"] if name != "emotion_model"}
+    networks = {name: trained.load(name) for name in trained.config["networks"] if name != "emotion_model"}
     if options.base:
-      kept["unet"] = without_emotion(kept["unet"])
-    Weights.save(folder, kept, trained.config)
+      networks["unet"] = without_emotion(networks["unet"])
+    Weights.save(folder, networks, trained.config)
   return folder
 
 
 def without_emotion(unet):
-  """A U-Net's parameters whose emotion adapters begin anew: as copies of the projections that they stand beside."""
+  """Resets the emotion adapters of a U-Net to copies of the projections beside them, as new adapters start."""
   flat = flatten_dict(unet, sep="/")
   for path in flat:
     layer, adapter, _ = path.partition("_ip_1/")
@@ -85,24 +85,30 @@ def without_emotion(unet):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", default="configs/synthetic_small.py", help="preset of the adaptation")
-  parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one of its settings")
-  parser.add_argument(
-    "--clips", required=True, help="drawn set, as built: its test split is what the measuring network is checked on"
-  )
+  parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting of the preset")
+  parser.add_argument("--clips", required=True, help="built set whose test split the measuring network is checked on")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/ablations"))
   parser.add_argument(
-    "--base", type=pathlib.Path, help="weights folder that the variants begin with; default: made here"
+    "--base", type=pathlib.Path, help="weights folder that the variants start from; default: trained here"
   )
   parser.add_argument("--base-steps", type=int, default=1500)
-  parser.add_argument("--steps", type=int, default=400, help="of each variant")
-  parser.add_argument("--measuring", type=pathlib.Path, help="folder of `dicetalk train measuring`; default: made here")
+  parser.add_argument("--steps", type=int, default=400, help="steps of each variant")
+  parser.add_argument(
+    "--measuring", type=pathlib.Path, help="folder of `dicetalk train measuring`; default: trained here"
+  )
   parser.add_argument("--measuring-steps", type=int, default=MeasuringConfig().loop.steps)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0])
   parser.add_argument(
-    "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="some of them, as for several devices"
+    "--variants",
+    nargs="+",
+    choices=list(VARIANTS),
+    default=list(VARIANTS),
+    help="variants to run, for example to share them among devices",
   )
-  parser.add_argument("--trainable", default="attention", help="what of the base trains: attention, all, …")
-  parser.add_argument("--judged", type=int, default=64, help="clips that each variant makes")
+  parser.add_argument(
+    "--trainable", default="attention", help="which parameters of the base are trained: attention, all, …"
+  )
+  parser.add_argument("--judged", type=int, default=64, help="number of clips to sample with each variant")
   options = parser.parse_args()
   use_fast_convolutions()
   options.out.mkdir(parents=True, exist_ok=True)
@@ -122,8 +128,8 @@ def main():
   ):
     results.append(result)
     print(table(results), flush=True)
-  base = options.base or f"of {options.base_steps} steps"
-  print(f"\nbase {base}, each variant {options.steps}, seeds {options.seeds}; {common.machine()}")
+  base = options.base or f"{options.base_steps} steps"
+  print(f"\nbase: {base}; variants: {options.steps} steps, seeds {options.seeds}; {common.machine()}")
 
 
 if __name__ == "__main__":

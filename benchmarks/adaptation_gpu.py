@@ -1,11 +1,10 @@
-"""A training step of the full-size adaptation on one accelerator: seconds, share of the data sheet's peak, memory.
+"""A training step of the full-size adaptation on one accelerator: time, share of the specified peak, memory.
 
     python benchmarks/adaptation_gpu.py --batches 1 2 4
 
-`configs/adaptation_512.py` without its accumulation and its regular half, 512×512 pixels and 25 frames in bfloat16 with
-blocks computed again, on one device: networks of random parameters, and the step and batches of `dicetalk train
-adaptation`, from encoded clips of random values. Each batch is compiled, run once, and then timed. `--tiny` shows on
-any machine that everything runs.
+Uses the step and batches of `dicetalk train adaptation` and the settings of `configs/adaptation_512.py` (512×512
+pixels, 25 frames, bfloat16, rematerialisation), without accumulation and regular clips. Parameters and encoded clips are
+random. Each batch size is compiled, run once, and then timed. `--tiny` checks on any machine that everything runs.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.training.step import make_step
 from dicetalk_jax.weights.architectures import RELEASED, small_conditioning, small_unet
 
-# Widths of tokens, of Whisper-tiny's states and of CLIP's embeddings are the data's.
+# Sizes of tokens, Whisper-tiny states and CLIP embeddings are given by the data.
 SMALL = small_conditioning(32, 64, width=1024, states=5, d_model=384, pose_features=(8, 16, 32, 32))
 TINY = RELEASED | {"unet": small_unet((32, 64), width=1024), **SMALL}
 
@@ -44,20 +43,20 @@ def configuration(options, folder, batch):
   config = load_preset("configs/adaptation_512.py", AdaptationConfig)
   changes = [f"emotional={folder}", f"weights={folder}/untrained", "optimizer.accumulate=1", f"batches.batch={batch}"]
   config = override(config, changes + ["batches.frames=3"] * options.tiny + options.set)
-  # Half of a batch from another set would be the same work.
+  # Clips of a second set would take the same time.
   config = dataclasses.replace(config, regular=(), mesh=MeshConfig(1, 1, 1))
   return dataclasses.replace(config, networks=TINY) if options.tiny else config
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def draw(key, shape, dtype):
-  """Of a size that keeps a network's states near one."""
+  """Normal values, scaled so that activations stay near one."""
   scale = math.prod(shape[:-1]) ** -0.5 if len(shape) > 1 else 0.1
   return scale * jax.random.normal(key, shape, dtype)
 
 
 def random_state(setup, config, optimizer):
-  """As `training.adaptation.initial_state`, of random parameters drawn one by one: that compiles in seconds."""
+  """As `training.adaptation.initial_state`, with random parameters drawn one by one, which compiles in seconds."""
   leaves, tree = jax.tree.flatten(setup.shapes)
   keys = jax.random.split(jax.random.key(0, impl="rbg"), len(leaves))
   params = tree.unflatten(draw(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True))
@@ -68,13 +67,13 @@ def random_state(setup, config, optimizer):
 
 
 def measured(options, folder, batch):
-  """What a step of so many clips takes: seconds of each that was timed, operations, and memory."""
+  """Times of steps with `batch` clips, floating-point operations and memory of a step."""
   config = configuration(options, folder, batch)
   setup = set_up(config, needs_weights=False)
   optimizer = make_optimizer(config.optimizer, config.loop.steps)
   placement = Placement.alone()
   with diffusion_batches(config.emotional, config=config.batches) as batches:
-    # Where a step leaves it, so that the second does not compile again.
+    # Placed as the step leaves it, so that the second step does not compile again.
     state = jax.device_put(random_state(setup, config, optimizer), placement.replicated)
     step = make_step(
       adaptation_loss(setup, config.objective),
@@ -100,10 +99,10 @@ def measured(options, folder, batch):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4], help="clips of a step, smallest first")
-  parser.add_argument("--repeats", type=int, default=5, help="steps that are timed")
+  parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4], help="clips per step")
+  parser.add_argument("--repeats", type=int, default=5, help="number of timed steps")
   parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting of the preset")
-  parser.add_argument("--tiny", action="store_true", help="small networks and 3 frames, to see that it runs")
+  parser.add_argument("--tiny", action="store_true", help="small networks and 3 frames, to check that it runs")
   options = parser.parse_args()
   peak, kind = peak_flops(), jax.local_devices()[0].device_kind
   rows = []
@@ -111,21 +110,25 @@ def main():
     data_loading.write_clips(pathlib.Path(folder))
     for batch in sorted(options.batches):
       try:
-        found = measured(options, folder, batch)
+        result = measured(options, folder, batch)
       except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
           raise
         print(f"{batch} clips: more memory than the device has", flush=True)
         break
-      print(f"{batch} clips: {found}", flush=True)
-      median = statistics.median(found["seconds"])
+      print(f"{batch} clips: {result}", flush=True)
+      median = statistics.median(result["seconds"])
       frames = batch * configuration(options, folder, batch).batches.frames
-      figures = f"{median:.3f}", f"{min(found['seconds']):.3f} to {max(found['seconds']):.3f}", f"{frames / median:.1f}"
-      tera, share = f"{found['flops'] / 1e12:.1f}", f"{found['flops'] / median / peak:.1%}"
-      rows.append((str(batch), *figures, tera, share, f"{found['memory'] / 1e9:.1f}"))
+      figures = (
+        f"{median:.3f}",
+        f"{min(result['seconds']):.3f} to {max(result['seconds']):.3f}",
+        f"{frames / median:.1f}",
+      )
+      tera, share = f"{result['flops'] / 1e12:.1f}", f"{result['flops'] / median / peak:.1%}"
+      rows.append((str(batch), *figures, tera, share, f"{result['memory'] / 1e9:.1f}"))
   common.print_table(
     f"{kind}, jax {jax.__version__}; peak {peak / 1e12:.0f} TFLOP/s; medians of {options.repeats} steps",
-    ("clips", "s a step", "least to most", "frames/s", "TFLOP", "utilisation", "peak memory, GB"),
+    ("clips", "s per step", "range", "frames/s", "TFLOP", "utilisation", "peak memory, GB"),
     rows,
   )
 

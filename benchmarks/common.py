@@ -1,4 +1,4 @@
-"""What both benchmarks need: a side in a process of its own, random weights, times, and a table."""
+"""Shared by the benchmarks: measurements in separate processes, random weights, timing, tables."""
 
 import json
 import os
@@ -21,9 +21,9 @@ FPS_BUCKET_NOISE = (12.5, 8.0, 16.0)
 
 
 def run_side(*arguments):
-  """Runs this script again with other arguments, alone, and reads the JSON that it prints last.
+  """Runs this script in a new process with other arguments and returns the JSON of its last line; None if it failed.
 
-  One process a side: neither shares memory, threads or a warm cache with the other. None where the side failed.
+  In a process of its own, a measurement shares no memory, threads or caches with the others.
   """
   done = subprocess.run([sys.executable, sys.argv[0], *map(str, arguments)], stdout=subprocess.PIPE, text=True)
   if done.returncode:
@@ -33,9 +33,9 @@ def run_side(*arguments):
 
 
 def timed(run, repeats):
-  """Times of `repeats` calls of `run`, which must wait for the device, after one call that is not counted.
+  """Times of `repeats` calls of `run`, after one call that is not counted. `run` must wait for the device.
 
-  cpu: processor seconds of a call over all threads, which other programs change little where there is one thread.
+  cpu: processor seconds per call over all threads; with one thread, other programs hardly affect it.
   """
   run()
   wall, cpu = [], []
@@ -48,11 +48,11 @@ def timed(run, repeats):
 
 
 def random_arrays(shapes, dtype=jnp.float32):
-  """Uniform arrays for a tree of shapes, of a variance that keeps a network's states near one."""
+  """Uniform arrays for a tree of shapes, scaled so that activations stay near one."""
   generator = np.random.default_rng(0)
 
   def draw(leaf):
-    # A kernel (..., in, out) is divided by √(its inputs); anything else is small.
+    # Kernels (..., in, out) are divided by √inputs; everything else is small.
     scale = np.sqrt(3 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
     array = generator.random(leaf.shape, np.float32)
     array -= 0.5
@@ -63,39 +63,39 @@ def random_arrays(shapes, dtype=jnp.float32):
 
 
 def random_params(module, **inputs):
-  """Parameters of a module in its compute dtype."""
+  """Random parameters of a module, in its compute dtype."""
   shapes = jax.eval_shape(lambda inputs: module.init(jax.random.key(0), **inputs), inputs)["params"]
   return random_arrays(shapes, module.dtype)
 
 
 def flops(unet: UNet, batch, frames, height, width):
-  """Floating-point operations of one forward, as XLA counts them in the program before it is optimised."""
+  """Floating-point operations of one forward pass, counted by XLA before optimisation."""
   plain = unet.clone(dtype=jnp.float32)
   inputs = unet_inputs(plain, batch, frames, height, width)
   params = jax.eval_shape(lambda inputs: plain.init(jax.random.key(0), **inputs), inputs)
 
-  def forward(params, inputs):  # a new function, which JAX has not traced with another attention
+  def forward(params, inputs):  # a new function: JAX has not traced it with another attention
     return plain.apply(params, **inputs)
 
-  # XLA counts the body of a loop once and a fused kernel as nothing, so that every attention is spelt out.
+  # XLA counts a loop body once and a fused kernel as zero, so use plain attention.
   with mock.patch.object(attention, "choose_implementation", lambda *_: "plain"):
     return jax.jit(forward).lower(params, inputs).cost_analysis()["flops"]
 
 
 def unet_inputs(unet: UNet, batch, frames, height, width):
-  """Abstract inputs, pose features and face mask not among them."""
+  """Abstract inputs, without pose features and face mask."""
   inputs = unet.example_inputs(batch, frames)
   shape = (batch, frames, height, width, unet.in_channels)
   return inputs | {"sample": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
 
 def torch_unet(unet: UNet, dtype, device):
-  """diffusers' U-Net of the same sizes, which has no adapters, with random weights."""
+  """diffusers' U-Net of the same size with random weights; it has no adapters."""
   try:
     import torch
     from diffusers import UNetSpatioTemporalConditionModel
   except ImportError as error:
-    sys.exit(f"The PyTorch side needs diffusers and what it imports ({error}): pip install torch diffusers requests")
+    sys.exit(f"the PyTorch measurement needs diffusers ({error}): pip install torch diffusers requests")
   with torch.device("meta"):
     network = UNetSpatioTemporalConditionModel(
       block_out_channels=unet.block_out_channels,
@@ -112,7 +112,7 @@ def torch_unet(unet: UNet, dtype, device):
 
 
 def torch_forward(network, batch, frames, height, width):
-  """A function that runs a forward of `torch_unet`'s network on random inputs; it waits for the device."""
+  """A function that runs `torch_unet` on random inputs and waits for the device."""
   import torch
 
   like = next(network.parameters())
@@ -131,12 +131,12 @@ def torch_forward(network, batch, frames, height, width):
 
 
 def peak_memory_gb():
-  """The largest resident size that this process has had."""
+  """Peak resident memory of this process."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if platform.system() == "Linux" else 1e9)
 
 
 def print_table(title, header, rows):
-  """A Markdown table, the last thing that a benchmark prints."""
+  """Prints a Markdown table."""
   print(f"\n{title}\n")
   print("| " + " | ".join(header) + " |")
   print("|" + "---|" * len(header))

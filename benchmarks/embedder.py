@@ -1,13 +1,13 @@
-"""How well emotion priors tell emotions apart (the paper's Table 5): from sound, from expression, from both.
+"""Clustering of emotion priors from sound, from expression, and from both (the paper's Table 5).
 
-    python benchmarks/embedder.py encoded/small                    # drawn people; the test split's have not been seen
-    python benchmarks/embedder.py --mead FOLDER                    # real coefficients: MEAD clips with .mat beside them
+    python benchmarks/embedder.py encoded/small                    # drawn people; tested on the test split
+    python benchmarks/embedder.py --mead FOLDER                    # real coefficients: MEAD clips with .mat files
     python benchmarks/embedder.py encoded/small --set loop.seed=1 --config configs/synthetic_small.py
 
-d_inter / d_intra of the priors' means, a person's emotions being the categories, and how often a window's nearest
-centroid among its person's is that of its emotion. Each embedder trains on what it is asked with: that of both loses no
-modality, but for the last row, whose modalities are dropped as the preset says. MEAD: the last third of each clip is
-held out, at least a window of 32 frames.
+Prints d_inter / d_intra of the priors' means, with the emotions of a person as clusters, and the accuracy of the
+nearest centroid among the same person's emotions. Each embedder is trained with the inputs it is tested with, without modality
+dropout; the last row uses the dropout of the preset. For MEAD, the last third of each clip (at least 32 frames) is
+held out.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def configuration(options, data, inputs, settings=()):
 
 
 def measured(options, data, row, out):
-  """Trains, and embeds people (or moments) that it has not seen: (embedded rows, metrics)."""
+  """Trains an embedder and embeds the test split: (embedded rows, metrics)."""
   inputs, settings = ROWS[row]
   config = configuration(options, data, inputs, settings)
 
@@ -90,7 +90,7 @@ def drawn(options, out):
 
 
 def mead_set(folder, out):
-  """The last third of each clip's coefficients as test, the others as training; there is no sound."""
+  """Encoded set without sound: the last third of each clip is the test split."""
   record, examples = features("audio"), collections.defaultdict(list)
   for path in sorted(folder.glob("*.mat")):
     found = MEAD_NAME.match(path.stem)
@@ -110,7 +110,7 @@ def mead_set(folder, out):
       )
       examples[split].append(serialize(record, clip.example()))
   if not examples:
-    sys.exit(f"{folder} holds no coefficients such as M030_front_angry_level3_001.mat")
+    sys.exit(f"{folder} has no coefficient files such as M030_front_angry_level3_001.mat")
   out.mkdir()
   written = {split: [write_shard(out / shard_name("mead", split, 0, 1), of)] for split, of in examples.items()}
   write_info(out, "mead", record, written)
@@ -118,10 +118,10 @@ def mead_set(folder, out):
 
 
 def mead(options, out):
-  """Whose prior a window of the last third is nearest to: emotions of the person, people, and both."""
+  """Nearest centroid of each held-out window: among all, among the person's emotions, among people of the emotion."""
   data = mead_set(options.mead, pathlib.Path(out) / "mead")
   config = configuration(options, data, "video")
-  # Two disjoint windows of each clip make a positive pair: the shortest has 59 frames.
+  # A positive pair is two disjoint windows of a clip; the shortest clip has 59 frames.
   batches = dataclasses.replace(config.batches, groups=16, clips=2, frames=28, speed=0.0)
   config = dataclasses.replace(config, batches=batches)
   loop = config.loop
@@ -160,7 +160,7 @@ def mead(options, out):
 
 
 def windows_of(data, split, model, params):
-  """(person, emotion) -> priors of windows, half a window apart."""
+  """(person, emotion) -> priors of windows that overlap by half."""
   found = collections.defaultdict(list)
   for example in open_encoded(data, split, pictures=False)[0]:
     clip = encoded_clip(example)
@@ -176,10 +176,10 @@ def windows_of(data, split, model, params):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("data", nargs="?", help="encoded set of drawn clips")
-  parser.add_argument("--mead", type=pathlib.Path, help="folder of MEAD clips' coefficients")
-  parser.add_argument("--config", default="configs/synthetic_small.py", help="preset of the embedder's training")
-  parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one of its settings")
-  parser.add_argument("--rows", nargs="+", choices=ROWS, help="measure these alone")
+  parser.add_argument("--mead", type=pathlib.Path, help="folder of coefficients of MEAD clips")
+  parser.add_argument("--config", default="configs/synthetic_small.py", help="preset for training the embedder")
+  parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting of the preset")
+  parser.add_argument("--rows", nargs="+", choices=ROWS, help="measure only these rows")
   options = parser.parse_args()
   if bool(options.data) == bool(options.mead):
     parser.error("give an encoded set, or --mead FOLDER")

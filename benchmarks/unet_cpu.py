@@ -1,12 +1,11 @@
-"""Seconds a U-Net forward on a CPU, float32, beside the same blocks in PyTorch (diffusers' U-Net, without adapters).
+"""Time of a full-size U-Net forward pass on a CPU in float32, compared with PyTorch (diffusers' U-Net).
 
     pip install diffusers requests
     python benchmarks/unet_cpu.py
 
-Each side runs in its own process, one after the other, with as many threads; full-size widths, random weights, the
-median of several runs. Each process needs about 8 GB and some minutes; `--tiny` shows sooner that everything runs.
-Close other programs first: the load average is printed beside the figures. On a busy machine `--threads 1` and the
-column of CPU seconds, over all threads, still compare.
+Each network runs in its own process, one after the other, with the same number of threads and random weights. A process
+needs about 8 GB and a few minutes; `--tiny` checks quickly that everything runs. Close other programs first: the load
+average is printed with the results. On a busy machine, use `--threads 1` and compare the CPU seconds.
 """
 
 import argparse
@@ -47,7 +46,7 @@ def measure_pytorch(shape, options):
   try:
     import torch
   except ImportError:
-    sys.exit("The PyTorch side needs PyTorch and diffusers: pip install torch diffusers requests")
+    sys.exit("the PyTorch measurement needs PyTorch and diffusers: pip install torch diffusers requests")
   torch.set_num_threads(options.threads)
   run = common.torch_forward(common.torch_unet(unet(False, options.tiny), torch.float32, "cpu"), *shape)
   assert run().isfinite().all()
@@ -58,15 +57,15 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--shapes", nargs="+", default=["4x32x32", "2x64x64"], help="frames x latent height x width")
   parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side")
-  parser.add_argument("--tiny", action="store_true", help="small widths and latents, to see that it runs")
+  parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of each process")
+  parser.add_argument("--tiny", action="store_true", help="small network and latents, to check that it runs")
   parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.tiny:
     options.shapes = ["2x8x16"]
 
   if options.side:
-    # JAX runs as many threads as there are processors for it.
+    # JAX uses as many threads as there are processors.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     shape = (1, *map(int, options.shapes[0].split("x")))
     pytorch = options.side == PYTORCH
@@ -82,7 +81,7 @@ def main():
       if result is None:
         continue
       print(f"{shape} {side}: {result}", flush=True)
-      # Without adapters both compute the same blocks, so that one count serves both.
+      # Without adapters, both networks have the same operations.
       work = result.get("flops") or (results[OURS] or {}).get("flops", float("nan"))
       rows.append(
         (
@@ -97,7 +96,7 @@ def main():
         )
       )
   common.print_table(
-    f"One U-Net forward, float32, {options.threads} thread(s), median of {options.repeats}; {common.machine()}",
+    f"One U-Net forward pass, float32, {options.threads} thread(s), median of {options.repeats}; {common.machine()}",
     ("frames × latents", "network", "seconds", "range", "CPU seconds", "/ PyTorch", "GFLOP/s", "memory, GB"),
     rows,
   )

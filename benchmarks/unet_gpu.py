@@ -1,11 +1,11 @@
-"""The full-size network on one accelerator: seconds a guided step, memory, share of the matrix peak, and a whole video.
+"""Full-size generation on one accelerator: time of a guided step and of a video, memory, share of the matrix peak.
 
-    pip install torch diffusers requests        # for the PyTorch rows; left out where they are missing
+    pip install torch diffusers requests        # for the PyTorch row, which is optional
     python benchmarks/unet_gpu.py
 
 512×512 pixels, windows of 25 frames, three guidance branches, bfloat16, random weights. Each row is measured in its own
-process, one after the other; PyTorch runs diffusers' U-Net without adapters, with its fused attention. The matrix peak
-is what a large bfloat16 product reaches here. `--tiny` shows on any machine that everything runs.
+process, one after the other. PyTorch runs diffusers' U-Net without adapters, with fused attention. The matrix peak is
+that of a large bfloat16 product on the same device. `--tiny` checks on any machine that everything runs.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def shape(options):
 
 
 def device_memory_gb():
-  """The most that the device has held in this process; NaN where the backend does not say."""
+  """Peak memory of the device in this process; NaN where the backend does not report it."""
   return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 1e9
 
 
@@ -59,7 +59,7 @@ def matrix_product(options):
 
   @jax.jit
   def products(a, b):
-    # Each product is the next one's input, so that none can be left out; 1/√n keeps their size.
+    # Each product is the input of the next, so XLA cannot drop one; 1/√n keeps the scale.
     return jax.lax.fori_loop(0, calls, lambda _, x: (x @ b) * jnp.bfloat16(n**-0.5), a)
 
   result = measured(lambda: products(a, b).block_until_ready(), options)
@@ -67,7 +67,7 @@ def matrix_product(options):
 
 
 def conditions(network, options):
-  """Random conditions of a video: constants, a frame's audio and emotion tokens, the noise of a window."""
+  """Random conditions of a video: constants, audio and emotion tokens of a frame, noise of a window."""
   _, f, h, w = shape(options)
   c, d = network.out_channels, network.cross_attention_dim
   shapes = dict(
@@ -122,9 +122,9 @@ def three_forwards_pytorch(options):
   try:
     import torch
   except ImportError:
-    sys.exit("The PyTorch row needs PyTorch and diffusers: pip install torch diffusers requests")
+    sys.exit("the PyTorch row needs PyTorch and diffusers: pip install torch diffusers requests")
   if not (torch.cuda.is_available() or options.tiny):
-    sys.exit("The PyTorch row needs a PyTorch that sees the GPU; this one does not.")
+    sys.exit("the PyTorch row needs a PyTorch with GPU support; this one finds no GPU")
   device = "cuda" if torch.cuda.is_available() else "cpu"
   forward = common.torch_forward(common.torch_unet(unet(options), torch.bfloat16, device), *shape(options))
 
@@ -137,7 +137,7 @@ def three_forwards_pytorch(options):
 
 
 def video(options):
-  """All steps over a window of frames and the window of padding that every video has, then decoding."""
+  """All steps for one window of frames plus the window of padding of every video, then decoding."""
   network, window = unet(options), shape(options)[1]
   widths = dict(block_out_channels=(32, 32, 64, 64), layers_per_block=1) if options.tiny else {}
   vae = VAE(dtype=jnp.bfloat16, **widths)
@@ -174,7 +174,7 @@ _MEASURE = dict(zip(SIDES, (matrix_product, guided_step, three_forwards, three_f
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--repeats", type=int, default=10)
-  parser.add_argument("--tiny", action="store_true", help="small widths and latents, to see that it runs")
+  parser.add_argument("--tiny", action="store_true", help="small networks and latents, to check that it runs")
   parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.side:
@@ -190,7 +190,7 @@ def main():
   if FORWARDS in results and PYTORCH in results:
     results[PYTORCH]["flops"] = results[FORWARDS]["flops"]
   if PEAK not in results:
-    sys.exit("The device does not even multiply matrices; see above.")
+    sys.exit("the matrix product failed; see the message above")
   peak = results[PEAK]["flops"] / results[PEAK]["median"]
 
   rows = []

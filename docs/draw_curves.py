@@ -1,4 +1,4 @@
-"""Draws the curves of runs: python docs/draw_curves.py OUT.png NAME=LOG_FOLDER … --curves train/loss,train/denoising"""
+"""Draws training curves: python docs/draw_curves.py OUT.png NAME=LOG_FOLDER … --curves train/loss,train/denoising"""
 
 import argparse
 import pathlib
@@ -13,10 +13,8 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("out", type=pathlib.Path)
   parser.add_argument("runs", nargs="+", metavar="NAME=LOG_FOLDER")
-  parser.add_argument(
-    "--curves", default="train/loss", help="names, separated by commas; each gets a picture of its own"
-  )
-  parser.add_argument("--smooth", type=int, default=1, help="mean over so many points")
+  parser.add_argument("--curves", default="train/loss", help="names, separated by commas; one panel each")
+  parser.add_argument("--smooth", type=int, default=1, help="moving average over this many points")
   options = parser.parse_args()
   names = options.curves.split(",")
   figure = Figure(figsize=(4.5 * len(names), 3.5), dpi=110)

@@ -1,9 +1,9 @@
-"""Draws the pictures of the drawn world that the documentation shows.
+"""Draws the pictures of the drawn world for the documentation.
 
     python docs/draw_sheets.py
 
-Writes world_emotions.png (eight emotions of eight people) and world_sentence.png (a sentence, frame by frame, with its
-sounds) beside this file. Needs matplotlib.
+Writes world_emotions.png (eight emotions, eight people) and world_sentence.png (a sentence, frame by frame, with its
+phonemes) to this folder. Needs matplotlib.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ SHOWN = 16
 
 
 def telling_frame(clip: Performance) -> int:
-  """A frame late in the clip with open eyes and the mouth about half as open as it gets."""
+  """Index of a late frame with open eyes and a half-open mouth."""
   opening = clip.truth[:, TRUTH.index("mouth_opening")]
   usable = column(clip.parameters, "blink") < 0.05
   usable[: len(usable) // 3] = usable[-8:] = False
@@ -38,7 +38,7 @@ def telling_frame(clip: Performance) -> int:
 
 
 def faces(clip: Performance, frames: np.ndarray) -> np.ndarray:
-  """Pictures (n, h, w, 3) cut to the clip's face and a little around it, (n, side, side, 3)."""
+  """Crops frames (n, h, w, 3) to the face with a margin: (n, side, side, 3)."""
   scale = frames.shape[1] / DRAWN
   x, y, w, h = (scale * v for v in clip.face_box)
   side = int(SIDE * scale)
