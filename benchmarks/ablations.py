@@ -2,10 +2,10 @@
 
     python benchmarks/ablations.py --config configs/synthetic_small.py --clips data/small --out runs/ablations
 
-A base model is trained to generate talking faces without emotion; or `--base` gives one, whose emotion model and emotion
-adapters are reset. Each variant adapts the base in the same way, with a new emotion model. Its samples of people held
-out, from a neutral portrait and the sound and prior of a clip, are scored by the measuring network. Run the same command
-again to resume.
+A base model is trained to generate talking faces without emotion; or `--base` gives one, whose emotion model and
+emotion adapters are reset. Each variant adapts the base in the same way, with a new emotion model. Its samples of
+people held out, from a neutral portrait and the sound and prior of a clip, are scored by the measuring network. Run the
+same command again to resume.
 """
 
 import argparse

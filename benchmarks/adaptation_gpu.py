@@ -3,8 +3,8 @@
     python benchmarks/adaptation_gpu.py --batches 1 2 4
 
 Uses the step and batches of `dicetalk train adaptation` and the settings of `configs/adaptation_512.py` (512×512
-pixels, 25 frames, bfloat16, rematerialisation), without accumulation and regular clips. Parameters and encoded clips are
-random. Each batch size is compiled, run once, and then timed. `--tiny` checks on any machine that everything runs.
+pixels, 25 frames, bfloat16, rematerialisation), without accumulation and regular clips. Parameters and encoded clips
+are random. Each batch size is compiled, run once, and then timed. `--tiny` checks on any machine that everything runs.
 """
 
 import argparse

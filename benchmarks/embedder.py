@@ -5,9 +5,9 @@
     python benchmarks/embedder.py encoded/small --set loop.seed=1 --config configs/synthetic_small.py
 
 Prints d_inter / d_intra of the priors' means, with the emotions of a person as clusters, and the accuracy of the
-nearest centroid among the same person's emotions. Each embedder is trained with the inputs it is tested with, without modality
-dropout; the last row uses the dropout of the preset. For MEAD, the last third of each clip (at least 32 frames) is
-held out.
+nearest centroid among the same person's emotions. Each embedder is trained with the inputs it is tested with, without
+modality dropout; the last row uses the dropout of the preset. For MEAD, the last third of each clip (at least 32
+frames) is held out.
 """
 
 import argparse
