@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,13 +83,11 @@ def held_out_rows(config: AdaptationConfig, clips: int | None = None) -> list[di
 
 def _balanced(rows, count, rng):
   """At most `count` rows in random order, one of each emotion in turn."""
-  seen = collections.Counter()
-  ranked = []
+  by_emotion = collections.defaultdict(list)
   for i in rng.permutation(len(rows)):
-    emotion = int(rows[i]["emotion"])
-    ranked.append((seen[emotion], i))
-    seen[emotion] += 1
-  return [rows[i] for _, i in sorted(ranked, key=lambda pair: pair[0])[:count]]
+    by_emotion[int(rows[i]["emotion"])].append(rows[i])
+  turns = itertools.zip_longest(*by_emotion.values())
+  return [row for turn in turns for row in turn if row is not None][:count]
 
 
 def score(

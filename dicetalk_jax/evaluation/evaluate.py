@@ -141,40 +141,33 @@ class _Runner:
     self._talker, self._measuring, self._store, self._generation = talker, measuring, store, generation
 
   def video(self, case: Case) -> Measurement:
-    def measure():
+    def generate():
       options = dataclasses.asdict(self._generation)
       options |= {"face_box": case.face_box, "seed": 1000 * self._generation.seed + case.seed}
-      start = time.perf_counter()
       video = self._talker.generate(case.portrait, case.audio, case.emotion, **options)
-      seconds = time.perf_counter() - start
       frames = video.frames if video.fps == FPS else np.repeat(video.frames, round(FPS / video.fps), axis=0)
-      return self._measure(frames if case.opening is None else frames[: len(case.opening)], case.rest, seconds)
+      return frames if case.opening is None else frames[: len(case.opening)]
 
-    return self._once(case.name, measure)
+    return self._measure(case.name, generate, case.rest)
 
   def true_clip(self, case: Case) -> Measurement:
-    return self._once(f"true_{case.name}", lambda: self._measure(case.true_frames(), case.rest))
+    return self._measure(f"true_{case.name}", case.true_frames, case.rest)
 
   def gallery(self, portraits) -> np.ndarray:
     """Identity features (k, d) of k portraits."""
+    return self._measure(f"gallery_{len(portraits)}", lambda: np.stack(list(portraits)), portraits[0]).identity
 
-    def measure():
-      pictures = np.stack(list(portraits))
-      return self._measure(pictures, pictures[0])
-
-    return self._once(f"gallery_{len(portraits)}", measure).identity
-
-  def _once(self, name, measure):
+  def _measure(self, name, make_frames, rest):
     if (measurement := self._store.get(name)) is None:
-      self._store.put(name, measurement := measure())
+      start = time.perf_counter()
+      frames = make_frames()
+      seconds = time.perf_counter() - start
+      measures = self._measuring(frames, rest)
+      strip = np.concatenate(list(frames[np.linspace(0, len(frames) - 1, _STRIP).astype(int)]), axis=1)
+      strip = strip if strip.dtype == np.uint8 else np.rint(255 * strip).astype(np.uint8)
+      fields = measures._asdict() | {"emotion": measures.emotion.mean(0)}
+      self._store.put(name, measurement := Measurement(**fields, strip=strip, seconds=seconds))
     return measurement
-
-  def _measure(self, frames, rest, seconds=0.0):
-    measures = self._measuring(frames, rest)
-    strip = np.concatenate(list(np.asarray(frames)[np.linspace(0, len(frames) - 1, _STRIP).astype(int)]), axis=1)
-    if strip.dtype != np.uint8:
-      strip = np.rint(255 * strip).astype(np.uint8)
-    return Measurement(measures.emotion.mean(0), measures.identity, measures.face, measures.features, strip, seconds)
 
 
 def _scores(videos: list[tuple[Case, Measurement]], true: list[Measurement], gallery: np.ndarray) -> TrialScores:

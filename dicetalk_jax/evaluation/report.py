@@ -65,7 +65,7 @@ def markdown(evaluation: Evaluation, source: str = "") -> str:
   row("identity similarity", lambda scores: f"{scores.similarity:.3f}")
   row("Fréchet distance of frames", lambda scores: f"{scores.frame_distance:.2f}")
   row("Fréchet distance of video", lambda scores: f"{scores.video_distance:.2f}")
-  row("seconds per video", lambda scores: f"{scores.seconds:.1f}" if scores.seconds else "")
+  row("seconds per video", lambda scores: "" if scores is evaluation.true else f"{scores.seconds:.1f}")
   frame, video = evaluation.floor
   lines += ["", f"Fréchet distances between two halves of the true clips: {frame:.2f} (frames), {video:.2f} (video)."]
   if {"own clip", "others' clips"} <= evaluation.trials.keys():

@@ -1,14 +1,13 @@
 """Emotion accuracy with confidence intervals, and the confusion matrix."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from dicetalk_jax.vocabulary import EMOTIONS
 
-_NORMAL_95 = 1.959964
 TABLE_5_EMOTIONS = ("angry", "contempt", "disgusted", "happy")
 
 
@@ -29,12 +28,7 @@ class Share(NamedTuple):
   @property
   def interval(self) -> tuple[float, float]:
     """Wilson's score interval (1927); (0, 1) when `count` is 0."""
-    if not self.count:
-      return 0.0, 1.0
-    n, p, z = self.count, self.value, _NORMAL_95
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return tuple(binomtest(self.right, self.count).proportion_ci(method="wilson")) if self.count else (0.0, 1.0)
 
   def __str__(self):
     if not self.count:
