@@ -172,11 +172,11 @@ def small_release(tmp_path_factory):
 
 def small_weights(tmp_path_factory):
   """The weights folder of `small_release`, not to be changed."""
-  from dicetalk_jax.weights.folder import convert_release
+  from dicetalk_jax.weights.release.convert import convert
 
   folder = tmp_path_factory.getbasetemp() / "small_weights"
   if not folder.exists():
-    convert_release(small_release(tmp_path_factory), folder)
+    convert(small_release(tmp_path_factory), folder)
   return folder
 
 

@@ -10,8 +10,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from release import small_weights, write_release
 
 from dicetalk_jax.inference.pipeline import DiceTalk
-from dicetalk_jax.weights.folder import Weights, convert_release
+from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import build, network_shapes
+from dicetalk_jax.weights.release.convert import convert
 
 # One level of the released U-Net's four, with the middle's transformer as the only one. With 32 channels each would be
 # a group of its own, and group normalisation would take the noise level out again.
@@ -51,7 +52,7 @@ def golden_talker(tmp_path_factory):
   """The weights of the golden pipeline: written as a release, converted and opened once a test run."""
   folder = tmp_path_factory.getbasetemp() / "golden_weights"
   if not folder.exists():
-    convert_release(write_release(tmp_path_factory.mktemp("golden") / "release"), folder)
+    convert(write_release(tmp_path_factory.mktemp("golden") / "release"), folder)
   return _open(folder)
 
 

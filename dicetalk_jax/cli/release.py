@@ -53,10 +53,10 @@ class Convert:
   """Leave out what only `dicetalk export --all` needs."""
 
   def run(self):
-    from dicetalk_jax.weights.folder import convert_release
+    from dicetalk_jax.weights.release.convert import convert
 
     with progress_bars(of_bytes=True, one_bar=True) as progress:
-      weights = convert_release(self.source, self.weights, self.priors, self.slim, progress)
+      weights = convert(self.source, self.weights, self.priors, self.slim, progress)
     print(weights.info())
 
 

@@ -34,7 +34,6 @@ from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.samples import SampleWriter, prior_means
 from dicetalk_jax.training.state import TrainState, merge, split
 from dicetalk_jax.training.step import LossFn, make_step
-from dicetalk_jax.weights.store import item_shapes, read_item
 
 # What a model that obeys denoises worse with another clip's: the share by which the loss rises.
 _EXCHANGED = {
@@ -174,7 +173,7 @@ def save_weights(
     if name not in LEARNING:
       continue
     ours = flatten_dict(shapes, sep="/")
-    held = set() if name in setup.missing else set(item_shapes(setup.weights.folder / name))
+    held = set() if name in setup.missing else set(setup.weights.tensors(name).shapes)
     learnt = {path: trained[f"{name}/{path}"] for path in ours if f"{name}/{path}" in trained}
     if not learnt and held == ours.keys():
       continue
@@ -189,7 +188,7 @@ def save_weights(
 def _given(setup, name, placement):
   """A network as the weights have it: on this host, or, where there are several, in parts on all of them."""
   if jax.process_count() == 1:
-    return read_item(setup.weights.folder / name)
+    return setup.weights.arrays(name)
   return setup.weights.load(name, sharding=lambda shapes: placement.parameters({name: shapes})[name])
 
 

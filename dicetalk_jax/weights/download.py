@@ -1,20 +1,20 @@
 """The published files from the Hugging Face hub into the released layout."""
 
-import contextlib
 import hashlib
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
-from huggingface_hub import HfApi, errors, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.files import expanded, free_space, readable_size
+from dicetalk_jax.weights.hub import check_answer, explained
 from dicetalk_jax.weights.networks import NETWORKS
 from dicetalk_jax.weights.release.layouts import DICETALK, candidates, shards
 
@@ -50,7 +50,8 @@ def download(
     root, _, within = path.partition("/")
     return (repositories[layout.repositories[root]], within) if root in layout.repositories else (own, None)
 
-  with _writing(target):
+  try:
+    target.mkdir(parents=True, exist_ok=True)
     for files in (row.files[layout.name] for row in NETWORKS.values() if row.published and layout.name in row.files):
       repository, within = source(files.written)
       if files.config_required:
@@ -67,6 +68,8 @@ def download(
       if path.suffix == ".npy" and path.parent.name in {pathlib.PurePosixPath(f).name for f in layout.prior_folders}:
         own.fetch(name, f"{layout.prior_folders[0]}/{path.name}")
     shutil.rmtree(target / _PARTIAL, ignore_errors=True)
+  except OSError as error:
+    raise OutputError(f"{target} could not be written: {error.strerror}; what has arrived is kept there.") from error
   return target
 
 
@@ -75,7 +78,7 @@ class _Repository:
 
   def __init__(self, name, token, endpoint, target: pathlib.Path, progress: Progress | None):
     self.name, self.token, self.endpoint, self.target, self.progress = name, token, endpoint, target, progress
-    with self._explained():
+    with explained(self.name, self.endpoint):
       info = HfApi(endpoint=endpoint, token=token).model_info(name)
     self.commit, self.names = info.sha, [file.rfilename for file in info.siblings or ()]
 
@@ -104,8 +107,9 @@ class _Repository:
     """Downloads `name` to `relative` within the target, going on where an earlier download stopped."""
     path = self.target / relative
     url = hf_hub_url(self.name, name, revision=self.commit, endpoint=self.endpoint)
-    with self._explained():
+    with explained(self.name, self.endpoint):
       metadata = get_hf_file_metadata(url, token=self.token, endpoint=self.endpoint)
+    check_answer(url, metadata.commit_hash)
     if path.is_file() and metadata.size == path.stat().st_size:
       return
     # Named by its content, so that a file that changed upstream is not continued with another's bytes.
@@ -115,7 +119,7 @@ class _Repository:
     if metadata.size is not None and (free := free_space(self.target)) < metadata.size - done:
       needed = f"{readable_size(metadata.size)}, and {readable_size(free)} are free in {self.target}"
       raise OutputError(f"{relative} needs {needed}; what has arrived is kept there.")
-    with partial.open("ab") as file, self._explained():
+    with partial.open("ab") as file, explained(self.name, self.endpoint):
       http_get(
         url,
         file,
@@ -127,38 +131,6 @@ class _Repository:
     _verify(partial, metadata.etag, relative)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(path)
-
-  @contextlib.contextmanager
-  def _explained(self) -> Iterator[None]:
-    page = f"{self.endpoint or 'https://huggingface.co'}/{self.name}"
-    try:
-      yield
-    except errors.GatedRepoError:
-      raise WeightsError(
-        f"{self.name} is behind a licence: accept it at {page} while logged in, then give that account's token "
-        "(--token, HF_TOKEN or `hf auth login`)."
-      ) from None
-    except errors.RepositoryNotFoundError:
-      raise WeightsError(
-        f"The repository {self.name} was not found at {page}; check its name and, if it is private, that the token is "
-        "one that may see it."
-      ) from None
-    except errors.HFValidationError as error:
-      raise WeightsError(f"'{self.name}' is not the name of a repository, owner/name: {error}.") from None
-    except errors.HfHubHTTPError as error:
-      status = error.response.status_code if error.response is not None else None
-      if status in (401, 403):
-        raise WeightsError(
-          f"The hub refused {self.name} ({status}): the token is wrong, expired or may not read this repository; make "
-          "one that may read at https://huggingface.co/settings/tokens."
-        ) from None
-      raise WeightsError(
-        f"The hub answered {status or error} for {self.name}; what has arrived is kept, run the same command later."
-      ) from None
-    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-      raise WeightsError(
-        f"No connection to {page} ({error}); what has arrived is kept, run the same command again once there is one."
-      ) from None
 
 
 def _reporting_to(progress: Progress | None, name: str) -> type[tqdm]:
@@ -186,16 +158,3 @@ def _verify(path: pathlib.Path, etag: str | None, name: str) -> None:
   if found != etag:
     path.unlink()
     raise WeightsError(f"{name} arrived damaged (its SHA-256 is not the hub's); run the same command again.")
-
-
-@contextlib.contextmanager
-def _writing(target: pathlib.Path) -> Iterator[None]:
-  try:
-    target.mkdir(parents=True, exist_ok=True)
-    yield
-  except OSError as error:
-    if error.errno is None:
-      raise WeightsError(
-        f"A download ended early ({error}); run the same command again, it goes on from there."
-      ) from None
-    raise OutputError(f"{target} could not be written: {error.strerror}; what has arrived is kept there.") from error

@@ -8,93 +8,66 @@ import math
 import os
 import pathlib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
 
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import check_new, expanded, new_folder, readable_size, write_json
+from dicetalk_jax.files import check_new, expanded, new_folder, write_json
 from dicetalk_jax.parallel import hosts
-from dicetalk_jax.weights.derive import derive
-from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes, row
-from dicetalk_jax.weights.priors import read_priors
-from dicetalk_jax.weights.release.convert import convert, write_priors
-from dicetalk_jax.weights.release.layouts import layout_of
-from dicetalk_jax.weights.store import (
+from dicetalk_jax.weights.description import (
   CONFIG,
   FORMAT,
   PRIORS,
+  SOURCE,
   VERSION,
-  in_pieces,
-  item_shapes,
   read_config,
-  read_item,
-  write_item,
+  read_json,
 )
-
-# What of an architecture a person wants to see at a glance.
-_SIZES = (
-  *("block_out_channels", "num_attention_heads", "cross_attention_dim", "adapter_scales", "latent_channels"),
-  *("hidden_size", "num_hidden_layers", "patch_size", "d_model", "encoder_layers", "num_mel_bins"),
-  *("num_tokens", "features", "prior_dim", "num_codes", "num_classes", "speech_features", "num_layers", "inputs"),
+from dicetalk_jax.weights.hub import fetch_weights, is_repository
+from dicetalk_jax.weights.info import Info, NetworkInfo
+from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes, row
+from dicetalk_jax.weights.release.manifest import replaced
+from dicetalk_jax.weights.tensors import (
+  StoredTensors,
+  link_or_copy,
+  network_files,
+  open_files,
+  open_network,
+  save_network,
+  shapes_of,
+  size_of,
+  write_file,
+  write_network,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkInfo:
-  """What a weights folder holds of one network; `bytes` as stored."""
-
-  parameters: int
-  bytes: int
-  dtypes: dict[str, int]
-  architecture: dict
-
-
-@dataclasses.dataclass(frozen=True)
-class Info:
-  """What a weights folder holds; str() of it is for people."""
-
-  folder: pathlib.Path
-  version: int
-  networks: dict[str, NetworkInfo]
-  emotions: list[str]
-  source: list[str]
-
-  def __str__(self):
-    rows = [f"{self.folder}: format version {self.version}", ""]
-    stored = {name: ", ".join(network.dtypes) for name, network in self.networks.items()}
-    width = max(map(len, ("stored as", *stored.values())))
-    rows.append(f"{'network':<20}{'parameters':>14}{'size':>11}  {'stored as':<{width}}  architecture")
-    for name, network in self.networks.items():
-      facts = ", ".join(f"{key} {_short(value)}" for key, value in network.architecture.items() if key in _SIZES)
-      size = readable_size(network.bytes)
-      rows.append(f"{name:<20}{network.parameters:>14,}{size:>11}  {stored[name]:<{width}}  {facts}")
-    total = sum(network.bytes for network in self.networks.values())
-    parameters = sum(network.parameters for network in self.networks.values())
-    rows += [f"{'all':<20}{parameters:>14,}{readable_size(total):>11}", ""]
-    rows.append(f"emotions: {', '.join(self.emotions) or 'none (convert with --priors DIR to have some)'}")
-    rows.append(f"source: {', '.join(self.source) or 'trained'}")
-    return "\n".join(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """An opened weights folder; `config` is its config.json: networks, sampler, image_processor, audio_processor, …"""
+  """An open weights folder. config: its config.json with networks, sampler, image_processor, audio_processor, …"""
 
   folder: pathlib.Path
   config: dict
 
   @classmethod
-  def open(cls, folder: str | os.PathLike) -> "Weights":
-    """Raises WeightsError for a folder that is missing, another thing, incomplete or of a newer format version."""
-    folder = expanded(folder, "weights folder", WeightsError).absolute()
+  def open(cls, weights: str | os.PathLike) -> "Weights":
+    """Opens a folder or, if there is none of that name, the repository `user/repo` of the hub.
+
+    A repository is fetched to the hub's cache, of which HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE decide as
+    usual. Raises WeightsError if it is missing, something else, incomplete or of another format version, and if the hub
+    cannot be reached.
+    """
+    folder = expanded(weights, "weights folder", WeightsError).absolute()
+    if not folder.exists() and is_repository(weights):
+      try:
+        folder = fetch_weights(os.fspath(weights))
+      except WeightsError as error:
+        raise WeightsError(f"{weights} is not a folder here, and not to be had from the hub: {error}") from None
     return cls(folder, read_config(folder))
 
   @property
@@ -103,19 +76,13 @@ class Weights:
     own = self.config.get("generation") or {}
     known = {field.name for field in dataclasses.fields(GenerationConfig)}
     if not isinstance(own, Mapping) or not set(own) <= known:
-      raise WeightsError(f"{self.folder / CONFIG}: generation is {_short(own)}, wanted settings of dicetalk generate.")
+      raise WeightsError(f"{self.folder / CONFIG}: generation is {own}; settings of dicetalk generate are required.")
     return GenerationConfig(**own)
 
   @classmethod
   def bundled(cls) -> pathlib.Path:
-    """The folder of the small weights inside the package; WeightsError where this version has none."""
-    folder = pathlib.Path(__file__).parents[1] / "small_weights"
-    if not folder.is_dir():
-      raise WeightsError(
-        "No weights folder was given, and this version of the package has none inside: fetch the published files with "
-        "`dicetalk download released/`, make a folder with `dicetalk convert released/ weights/`, and give that."
-      )
-    return folder
+    """The folder of the small weights inside the package."""
+    return pathlib.Path(__file__).parents[1] / "small_weights"
 
   @classmethod
   def save(
@@ -125,21 +92,19 @@ class Weights:
     config: Mapping,
     priors: Mapping[str, Mapping[str, np.ndarray]] | None = None,
   ) -> "Weights":
-    """Writes networks that came from training: name -> nested parameters, each kept in its own dtype.
+    """Writes trained networks: name -> nested parameters, each leaf in its own dtype.
 
     config: as `Weights.config`, of which "networks" (name -> architecture, see `weights.networks.build`) must cover
-    `networks`. Raises OutputError where `folder` cannot be written.
+    `networks`. Of several processes all call this, and the first one writes. Raises OutputError if `folder` cannot be
+    written.
     """
-    config = {k: v for k, v in config.items() if k != "source"} | {"format": FORMAT, "version": VERSION}
+    config = {k: v for k, v in config.items() if k != "source"}
     config["networks"] = {name: config["networks"][name] for name in networks}
-    size = sum(leaf.nbytes for params in networks.values() for leaf in jax.tree.leaves(params))
-    with new_folder(folder, size, hosts) as unfinished:
+    with new_folder(folder, sum(map(_size, networks.values())), hosts) as unfinished:
       for name, params in networks.items():
-        write_item(unfinished / name, in_pieces(flatten_dict(params, sep="/")))
+        save_network(unfinished, name, params)
       if hosts.is_first():
-        if priors:
-          write_priors(priors, unfinished / PRIORS)
-        write_json(config | {"emotions": sorted(priors or ())}, unfinished / CONFIG)
+        describe(unfinished, config, priors or {})
     return cls.open(folder)
 
   def derive(
@@ -150,14 +115,15 @@ class Weights:
     priors: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     config: Mapping = types.MappingProxyType({}),
   ) -> "Weights":
-    """Writes a new folder: these weights with some networks replaced or added, each leaf kept in its own dtype.
+    """Writes a new folder: these weights with some networks replaced or added, each leaf in its own dtype.
 
-    networks: name -> nested parameters on this host. architectures: of those that are added or of other sizes.
-    priors: label -> {'mu': (256,)[, 'sigma': (256,)]} instead of these weights' own; None keeps those. config: other
-    keys of config.json, such as `emotion_embedder`. What is not replaced is shared with this folder on disk, and is
-    exported bit-equal. Raises WeightsError for a network that is unknown, lacks its architecture or does not fit it,
-    OutputError where `folder` cannot be written.
+    networks: name -> nested parameters. architectures: of networks that are new or change size. priors: label ->
+    {'mu': (d,)[, 'sigma': (d,)]} instead of these weights' own; None keeps those. config: other keys of config.json,
+    such as `emotion_embedder`. What is not replaced is shared with this folder on disk by hard links, and is exported
+    bit-equal. Of several processes all call this, and the first one writes. Raises WeightsError for a network that is
+    unknown, lacks its architecture or does not fit it, OutputError if `folder` cannot be written.
     """
+    check_new(folder)
     described = self.config["networks"] | {name: dict(sizes) for name, sizes in architectures.items()}
     for name in {**networks, **architectures}:
       row(name)
@@ -165,11 +131,29 @@ class Weights:
         raise WeightsError(f"{self.folder} has no {name}, so a new one needs its architecture, and none was given.")
       if name not in networks and name not in self.config["networks"]:
         raise WeightsError(f"The architecture of a new {name} was given without its parameters.")
-      stored = flatten_dict(networks[name], sep="/") if name in networks else item_shapes(self.folder / name)
+      stored = flatten_dict(networks[name], sep="/") if name in networks else self.tensors(name).shapes
       _check_fit(name, described[name], stored, f"The new {name}", "its architecture")
-    new = self.config | dict(config) | {"format": FORMAT, "version": VERSION, "networks": described}
-    derive(self.folder, folder, self.config, new, networks, priors)
+    new = self.config | dict(config) | {"networks": described}
+    with new_folder(folder, sum(map(_size, networks.values())), hosts) as unfinished:
+      for name, params in networks.items():
+        save_network(unfinished, name, params)
+      if hosts.is_first():
+        self._copy_rest(unfinished, new, networks, priors)
     return Weights.open(folder)
+
+  def _copy_rest(self, folder: pathlib.Path, config: dict, networks: Mapping, priors: Mapping | None) -> None:
+    """Writes to `folder` everything but the new `networks`. config: its config.json but for `emotions` and `source`."""
+    for name in self.config["networks"].keys() - networks.keys():
+      for path in network_files(self.folder, name):
+        link_or_copy(path, folder / path.name)
+    if (self.folder / SOURCE).is_file():
+      shapes = {name: shapes_of(flatten_dict(params, sep="/")) for name, params in networks.items()}
+      manifest = replaced(read_json(self.folder / SOURCE), self.config, config, shapes)
+      for retained in {file["retained"] for file in manifest["files"]} - {None}:
+        link_or_copy(self.folder / retained, folder / retained)
+      write_json(manifest, folder / SOURCE, indent=None)
+      config = config | {"source": [file["path"] for file in manifest["files"] if file["network"] not in networks]}
+    describe(folder, config, self.priors() if priors is None else priors)
 
   def pack(
     self, folder: str | os.PathLike, generation: GenerationConfig | None = None, dtype=jnp.bfloat16
@@ -183,74 +167,76 @@ class Weights:
     check_new(folder)
     own = dataclasses.asdict(generation or self.generation)
     released = dataclasses.asdict(GenerationConfig())
-    changed = {name: value for name, value in own.items() if value != released[name]}
-    networks = {name: jax.device_get(self.load(name, dtype)) for name in self.config["networks"]}
-    marks = {
-      name: _mark(name, self.config["networks"][name], flatten_dict(params, sep="/"))
-      for name, params in networks.items()
+    config = {k: v for k, v in self.config.items() if k != "source"} | {"fits": {}}
+    config["generation"] = {name: value for name, value in own.items() if value != released[name]}
+    stored = {name: self._checked(name) for name in config["networks"]}
+    shapes = {
+      name: {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in tensors.shapes.items()}
+      for name, tensors in stored.items()
     }
-    return Weights.save(folder, networks, self.config | {"generation": changed, "fits": marks}, self.priors())
+    with new_folder(folder, sum(map(size_of, shapes.values()))) as unfinished:
+      for name, tensors in stored.items():
+        write_network(unfinished, name, shapes[name], (array.astype(dtype) for _, array in tensors.read()))
+        config["fits"][name] = _mark(name, config["networks"][name], shapes[name])
+      describe(unfinished, config, self.priors())
+    return Weights.open(folder)
 
   def module(self, network: str, dtype=jnp.float32) -> nn.Module:
     """The Flax module of a network, computing in `dtype`."""
     return build(network, self._architecture(network), dtype)
 
   def load(self, network: str, dtype=None, sharding=None) -> dict:
-    """A network's parameters as nested jax.Arrays.
+    """A network's parameters as nested jax.Arrays. Each process reads only the slices for its own devices.
 
-    dtype: to cast to while reading; None keeps what is stored. sharding: a Sharding for all, a nested dict of them as
-    the parameters, a function that gives such a dict of the nested shapes, or None for the default device. Raises
-    WeightsError where the folder is damaged or holds tensors other than those of its config.json.
+    dtype: to cast to while reading; None keeps what is stored. sharding: a Sharding for all leaves, a nested dict of
+    Shardings, a function from the nested shapes to such a dict, or None for the default device. Raises WeightsError if
+    the folder is damaged or holds other tensors than config.json describes.
     """
-    shapes = self._shapes(network)
+    stored = self._checked(network)
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if callable(sharding):
-      sharding = sharding(unflatten_dict(shapes, sep="/"))
-    shardings = (
-      flatten_dict(sharding, sep="/") if isinstance(sharding, Mapping) else collections.defaultdict(lambda: sharding)
-    )
-    abstract = {
-      path: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=shardings[path])
-      for path, leaf in shapes.items()
-    }
-    return read_item(self.folder / network, unflatten_dict(abstract, sep="/"))
+      sharding = sharding(unflatten_dict(stored.shapes, sep="/"))
+    if isinstance(sharding, Mapping):
+      return unflatten_dict(stored.load(dtype, flatten_dict(sharding, sep="/").get), sep="/")
+    return unflatten_dict(stored.load(dtype, lambda path: sharding), sep="/")
+
+  def tensors(self, network: str) -> StoredTensors:
+    """The tensors of a network as stored; only headers are read. WeightsError if they are missing or damaged."""
+    self._architecture(network)
+    return open_network(self.folder, network)
+
+  def arrays(self, network: str) -> dict:
+    """A network's parameters as nested NumPy arrays, as stored."""
+    return unflatten_dict(dict(self.tensors(network).read()), sep="/")
 
   def priors(self) -> dict[str, dict[str, np.ndarray]]:
     """label -> {'mu': (256,)[, 'sigma': (256,)]} float32, empty where there are none; WeightsError where damaged."""
-    path, priors = self.folder / PRIORS, {}
-    if not self.config.get("emotions"):
-      return priors
-    try:
-      stored = safetensors.numpy.load_file(path)
-    except (OSError, SafetensorError) as error:
-      raise WeightsError(f"{path} is missing or damaged ({error}); convert or copy the weights again.") from None
-    for name, vector in stored.items():
-      label, _, field = name.partition("/")
-      priors.setdefault(label, {})[field or "mu"] = vector
+    priors = {}
+    if self.config.get("emotions"):
+      for name, vector in open_files([self.folder / PRIORS]).read():
+        label, _, field = name.partition("/")
+        priors.setdefault(label, {})[field or "mu"] = vector
     return priors
 
   def info(self) -> Info:
     """What the folder holds, without reading arrays."""
     networks = {}
     for name in self.config["networks"]:
-      leaves = item_shapes(self.folder / name).values()
-      dtypes = collections.Counter()
-      for leaf in leaves:
-        dtypes[np.dtype(leaf.dtype).name] += math.prod(leaf.shape)
-      size = sum(np.dtype(dtype).itemsize * count for dtype, count in dtypes.items())
-      networks[name] = NetworkInfo(dtypes.total(), size, dict(dtypes), self._architecture(name))
+      shapes, dtypes = self.tensors(name).shapes, collections.Counter()
+      for leaf in shapes.values():
+        dtypes[leaf.dtype.name] += math.prod(leaf.shape)
+      networks[name] = NetworkInfo(dtypes.total(), size_of(shapes), dict(dtypes), self._architecture(name))
     emotions, source = self.config.get("emotions", []), self.config.get("source", [])
     return Info(self.folder, self.config["version"], networks, list(emotions), list(source))
 
-  def _shapes(self, network: str) -> dict:
-    """{'a/b': anything with shape and dtype} as stored, which must be what the architecture wants."""
-    architecture, stored = self._architecture(network), item_shapes(self.folder / network)
+  def _checked(self, network: str) -> StoredTensors:
+    """The tensors of a network, which must be those of its architecture."""
+    architecture, stored = self._architecture(network), self.tensors(network)
     fits = self.config.get("fits")
-    if isinstance(fits, Mapping) and fits.get(network) == _mark(network, architecture, stored):
-      return stored
-    item, config, hint = self.folder / network, self.folder / CONFIG, "; convert or copy the weights again"
-    _check_fit(network, architecture, stored, str(item), str(config), hint)
+    if not isinstance(fits, Mapping) or fits.get(network) != _mark(network, architecture, stored.shapes):
+      item, hint = f"{self.folder / network}.safetensors", "; convert or copy the weights again"
+      _check_fit(network, architecture, stored.shapes, item, str(self.folder / CONFIG), hint)
     return stored
 
   def _architecture(self, network: str) -> dict:
@@ -260,27 +246,20 @@ class Weights:
     return self.config["networks"][network]
 
 
-def convert_release(
-  source: str | os.PathLike,
-  weights: str | os.PathLike,
-  priors_folder: str | os.PathLike | None = None,
-  slim: bool = False,
-  progress: Callable[[str, int, int], None] | None = None,
-) -> Weights:
-  """`weights.release.convert.convert` with the emotion priors of `priors_folder` (<label>.npy and the like).
+def describe(folder: pathlib.Path, config: Mapping, priors: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+  """Writes the priors, as the tensors `label` and `label/sigma`, and config.json.
 
-  Without one, priors are taken from `emotion_priors`, `DICE-Talk/emotion_priors` or `examples/emo` in `source`, if
-  there; weights without priors have no emotion labels. Raises InputError for priors that cannot be used, and what
-  `convert` raises.
+  config.json comes last, because a folder without it is not a weights folder.
   """
-  source = expanded(source, "release", WeightsError).absolute()
-  check_new(weights)
-  if priors_folder is None:
-    folders = [source / name for name in layout_of(source).prior_folders]
-    priors_folder = next((folder for folder in folders if any(folder.glob("*.npy"))), None)
-  priors = read_priors(priors_folder) if priors_folder is not None else None
-  convert(source, weights, priors, slim, progress)
-  return Weights.open(weights)
+  if priors:
+    names = {"mu": "", "sigma": "/sigma"}
+    tensors = {f"{label}{names[k]}": np.asarray(v, np.float32) for label, p in priors.items() for k, v in p.items()}
+    write_file(folder / PRIORS, shapes_of(tensors), tensors.values())
+  write_json({**config, "format": FORMAT, "version": VERSION, "emotions": sorted(priors)}, folder / CONFIG)
+
+
+def _size(params: Mapping) -> int:
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def _check_fit(network: str, architecture: Mapping, stored: Mapping, item: str, config: str, hint: str = "") -> None:
@@ -297,7 +276,3 @@ def _mark(network: str, architecture: Mapping, stored: Mapping) -> str:
   """Of leaves that have been found to fit an architecture: told in no time, where tracing the network takes seconds."""
   shapes = sorted((path, list(leaf.shape)) for path, leaf in stored.items())
   return hashlib.sha256(json.dumps([VERSION, network, architecture, shapes], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _short(value) -> str:
-  return "/".join(map(str, value)) if isinstance(value, list) else str(value)

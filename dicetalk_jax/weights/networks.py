@@ -25,8 +25,8 @@ from dicetalk_jax.models.pose_guider import PoseGuider
 from dicetalk_jax.models.unet import UNet
 from dicetalk_jax.models.vae import VAE
 from dicetalk_jax.weights.release import sizes, tables
-from dicetalk_jax.weights.release.engine import Table
 from dicetalk_jax.weights.release.layouts import SVD, WHISPER, Files
+from dicetalk_jax.weights.release.names import Table
 
 
 def _module(module: type[nn.Module], config: Mapping, dtype) -> nn.Module:

@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 from app_server import Server
-
-from dicetalk_jax.cli.demo import random_weights
+from random_weights import random_weights
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ import pytest
 import soundfile
 from conftest import GOLDEN
 from PIL import Image
+from random_weights import random_weights
 
 from dicetalk_jax.cli import main
-from dicetalk_jax.cli.demo import random_weights
 from dicetalk_jax.media.audio import read_sound
 from dicetalk_jax.media.video import probe, read_video
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
+from random_weights import random_weights
 
 from dicetalk_jax.cli import main
-from dicetalk_jax.cli.demo import random_weights
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.cases import Case, Cases

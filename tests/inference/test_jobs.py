@@ -15,8 +15,8 @@ import pytest
 import soundfile
 from conftest import GOLDEN, quick_compilation
 from PIL import Image
+from random_weights import random_weights
 
-from dicetalk_jax.cli.demo import random_weights
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.jobs.reader import BadLine, Job, read_jobs

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from conftest import draw, golden, relative_error, stand_in
 
 from dicetalk_jax.models.audio_projection import AudioProjection
-from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import AUDIO_PROJECTION
 
 

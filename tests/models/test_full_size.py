@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dicetalk_jax.diffusion import guidance
 from dicetalk_jax.inference.denoising import Constants, denoise_windows
 from dicetalk_jax.weights.networks import build, network_shapes
-from dicetalk_jax.weights.release.engine import plan
+from dicetalk_jax.weights.release.names import plan
 from dicetalk_jax.weights.release.tables import UNET
 
 CONFIGS = {

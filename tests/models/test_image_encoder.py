@@ -9,7 +9,7 @@ import transformers
 from conftest import config_json, draw, golden, relative_error, stand_in
 
 from dicetalk_jax.models.image_encoder import ImageEncoder
-from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import IMAGE_ENCODER
 
 

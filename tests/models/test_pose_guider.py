@@ -6,7 +6,7 @@ import torch
 from conftest import draw, golden, relative_error, stand_in
 
 from dicetalk_jax.models.pose_guider import PoseGuider
-from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import POSE_GUIDER
 
 

@@ -11,7 +11,7 @@ from conftest import config_json, draw, golden, quick_compilation, relative_erro
 
 from dicetalk_jax.models.unet import UNet, resize_bicubic
 from dicetalk_jax.weights.architectures import small_unet
-from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import UNET
 
 

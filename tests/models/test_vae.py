@@ -8,7 +8,7 @@ import pytest
 from conftest import config_json, draw, golden, relative_error, stand_in
 
 from dicetalk_jax.models.vae import VAE
-from dicetalk_jax.weights.release.engine import to_flax
+from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import VAE as TABLE
 
 

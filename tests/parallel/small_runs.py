@@ -9,10 +9,10 @@ tests/ and tests/golden/ on PYTHONPATH.
 import json
 import sys
 
+from random_weights import random_weights
 from talkers import stand_in_params
 from training.encoded_clips import write_clips
 
-from dicetalk_jax.cli import demo
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.parallel.mesh import MeshConfig, batch_share, make_mesh
@@ -43,7 +43,7 @@ def write_weights(folder):
   conditioning["emotion_model"] |= {"prior_dim": EMBEDDER["features"]}
   architectures = {"unet": small_unet((128,), head=16), "emotion_embedder": EMBEDDER, **conditioning}
   networks = {name: stand_in_params(name, config) for name, config in architectures.items()}
-  return demo.random_weights(folder.with_name("random")).derive(folder, networks, architectures)
+  return random_weights(folder.with_name("random")).derive(folder, networks, architectures)
 
 
 def configuration(stage, data, weights, mesh, steps, settings=()):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import quick_compilation, relative_error
+from random_weights import random_weights
 
 from dicetalk_jax import DiceTalk
-from dicetalk_jax.cli import demo
 from dicetalk_jax.diffusion import guidance
 from dicetalk_jax.inference.denoising import Constants, denoise_windows
 from dicetalk_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
@@ -24,7 +24,7 @@ def compiled_quickly(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-  return demo.random_weights(tmp_path_factory.mktemp("weights") / "w")
+  return random_weights(tmp_path_factory.mktemp("weights") / "w")
 
 
 def generate(weights, mesh=None, **options):

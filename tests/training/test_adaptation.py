@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import quick_compilation
 from flax.traverse_util import flatten_dict
+from random_weights import random_weights
 from talkers import stand_in_params
 from training.encoded_clips import write_clips
 
-from dicetalk_jax.cli import demo
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.encode.networks import check_encoded_with, fingerprint
 from dicetalk_jax.data.encode.record import FORMAT, VERSION
@@ -51,7 +51,7 @@ def weights(tmp_path_factory):
   folder = tmp_path_factory.mktemp("weights")
   architectures = {"unet": UNET, "emotion_embedder": EMBEDDER, **CONDITIONING}
   networks = {name: stand_in_params(name, config) for name, config in architectures.items()}
-  return demo.random_weights(folder / "random").derive(folder / "weights", networks, architectures)
+  return random_weights(folder / "random").derive(folder / "weights", networks, architectures)
 
 
 @pytest.fixture(scope="module")

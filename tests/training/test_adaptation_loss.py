@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from random_weights import NETWORKS
 
-from dicetalk_jax.cli.demo import _CONFIG
 from dicetalk_jax.inference.conditions import audio_tokens, emotion_tokens
 from dicetalk_jax.inference.emotion import resolve_emotion
 from dicetalk_jax.media.face import face_mask
@@ -34,7 +34,7 @@ B, FRAMES, SIDE, POSITIONS, STATES, WIDTH = 2, 3, 8, 10, 3, 64
 
 @functools.cache
 def networks():
-  modules = {name: build(name, _CONFIG["networks"][name]) for name in Networks._fields[:-1]}
+  modules = {name: build(name, NETWORKS[name]) for name in Networks._fields[:-1]}
   return Networks(**modules, emotion_embedder=EmotionEmbedder(speech_features=WIDTH, num_layers=1, num_fusion_layers=1))
 
 
@@ -68,7 +68,7 @@ def params():
   given = batch()
   of_clip = [given[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
   embedder = jax.eval_shape(networks().emotion_embedder.init, jax.random.key(0), *of_clip)["params"]
-  shapes = {name: network_shapes(name, _CONFIG["networks"][name]) for name in Networks._fields[:-1]}
+  shapes = {name: network_shapes(name, NETWORKS[name]) for name in Networks._fields[:-1]}
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -129,7 +129,7 @@ def test_what_is_dropped_is_what_guidance_subtracts():
   emotion = emotion_tokens(modules.emotion_model, weights["emotion_model"], resolve_emotion("happy", priors, 256), 2)
   for frame in range(FRAMES):
     np.testing.assert_allclose(dropped.emotion_tokens[1, frame], emotion.unconditional, atol=1e-5)
-  encoder = build("audio_encoder", _CONFIG["networks"]["audio_encoder"])
+  encoder = build("audio_encoder", NETWORKS["audio_encoder"])
   encoder_params = encoder.init(jax.random.key(0), np.zeros((1, 3000, 80), np.float32))["params"]
   sound = np.zeros(3200, np.float32)
   silent = audio_tokens(encoder, encoder_params, modules.audio_projection, weights["audio_projection"], sound)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import NETWORKS
 from training.encoded_clips import write_clips
 
-from dicetalk_jax.cli.demo import _CONFIG
 from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig, embedder_batches
 from dicetalk_jax.data.encode.networks import fingerprint
 from dicetalk_jax.data.encode.record import FORMAT, VERSION
@@ -122,7 +122,7 @@ def test_clips_without_coefficients_or_held_out_people_train_an_embedder_of_spee
 
 
 def test_sound_of_another_whisper_is_refused(tmp_path):
-  architecture = _CONFIG["networks"]["audio_encoder"] | {"d_model": 8}
+  architecture = NETWORKS["audio_encoder"] | {"d_model": 8}
   shapes = network_shapes("audio_encoder", architecture)
   params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
   weights = Weights.save(tmp_path / "weights", {"audio_encoder": params}, {"networks": {"audio_encoder": architecture}})

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
+from random_weights import NETWORKS
 
-from dicetalk_jax.cli.demo import _CONFIG
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig
 from dicetalk_jax.data.encode.runner import encode
@@ -52,7 +52,7 @@ def drawn_set(folder):
 @pytest.mark.slow
 def test_four_clips_are_learnt_by_heart_and_given_back(tmp_path):
   clips = drawn_set(tmp_path / "clips")
-  networks = {name: _CONFIG["networks"][name] for name in ("audio_encoder", "image_encoder")}
+  networks = {name: NETWORKS[name] for name in ("audio_encoder", "image_encoder")}
   base = initial_weights(networks | {"emotion_embedder": EMBEDDER}, tmp_path / "base")
   train_autoencoder(
     AutoencoderConfig(

@@ -11,7 +11,8 @@ from release import load_tensors, small_release, small_weights, write_release
 from talkers import EMBEDDER, embedder_params, stand_in_params, with_embedder
 
 from dicetalk_jax.errors import OutputError, WeightsError
-from dicetalk_jax.weights.folder import Weights, convert_release
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.release.export import export
 
 
@@ -98,14 +99,14 @@ def test_a_trained_unet_leaves_stable_video_diffusions_file_alone(weights, tmp_p
   export(derived.folder, tmp_path / "back", all=True)
   svd = "stable-video-diffusion-img2vid-xt/unet/diffusion_pytorch_model.safetensors"
   assert_same_file(tmp_path / "back" / svd, small_release(tmp_path_factory) / svd)
-  assert_equal_params(convert_release(tmp_path / "back", tmp_path / "again").load("unet"), unet)
+  assert_equal_params(convert(tmp_path / "back", tmp_path / "again").load("unet"), unet)
 
 
 @pytest.mark.slow
 def test_a_release_in_shards_with_a_partial_unet_gets_files_with_a_place_for_everything(tmp_path):
   options = {"unet_dtype": "float16", "svd_dtype": "float16", "partial": True, "svd_format": "sharded safetensors"}
   source = write_release(tmp_path / "source", small=True, **options)
-  weights = convert_release(source, tmp_path / "weights", slim=True)
+  weights = convert(source, tmp_path / "weights", slim=True)
   networks = {"unet": moved(weights.load("unet")), "vae": moved(weights.load("vae"))}
   derived = weights.derive(tmp_path / "new", networks)
   export(derived.folder, tmp_path / "own")
@@ -115,9 +116,9 @@ def test_a_release_in_shards_with_a_partial_unet_gets_files_with_a_place_for_eve
   with pytest.raises(WeightsError, match="--slim"):  # Whisper's decoder
     export(derived.folder, tmp_path / "all", all=True)
 
-  whole = convert_release(source, tmp_path / "whole").derive(tmp_path / "whole_new", networks)
+  whole = convert(source, tmp_path / "whole").derive(tmp_path / "whole_new", networks)
   export(whole.folder, tmp_path / "all", all=True)
-  again = convert_release(tmp_path / "all", tmp_path / "again")
+  again = convert(tmp_path / "all", tmp_path / "again")
   for name, params in networks.items():
     assert_equal_params(again.load(name), params)
   assert_equal_params(again.load("audio_encoder"), weights.load("audio_encoder"))
@@ -128,7 +129,7 @@ def test_another_conditioning_survives_the_way_out_and_back(weights, tmp_path):
   params = stand_in_params("emotion_model", sizes)
   derived = weights.derive(tmp_path / "new", {"emotion_model": params}, {"emotion_model": sizes})
   export(derived.folder, tmp_path / "back", all=True)
-  again = convert_release(tmp_path / "back", tmp_path / "again")
+  again = convert(tmp_path / "back", tmp_path / "again")
   assert again.config["networks"] == derived.config["networks"]
   assert_equal_params(again.load("emotion_model"), params)
   # As released it says nothing that the release does not.
@@ -141,7 +142,7 @@ def test_another_conditioning_survives_the_way_out_and_back(weights, tmp_path):
   assert not list((tmp_path / "released").rglob("*.json"))
   (tmp_path / "back" / "DICE-Talk" / "emo_model.json").write_text('{"num_codes": 64}')
   with pytest.raises(WeightsError, match=r"emo_model\.json has num_codes; it may have"):
-    convert_release(tmp_path / "back", tmp_path / "wrong")
+    convert(tmp_path / "back", tmp_path / "wrong")
 
 
 def test_weights_that_were_trained_can_be_derived_from(weights, tmp_path):
@@ -154,7 +155,7 @@ def test_weights_that_were_trained_can_be_derived_from(weights, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
-    ({"networks": {"emotion": {}}}, "'emotion' is no network of a weights folder; those are unet"),
+    ({"networks": {"emotion": {}}}, "'emotion' is not a network of a weights folder; those are unet"),
     ({"networks": {"emotion_embedder": {}}}, "has no emotion_embedder, so a new one needs its architecture"),
     ({"architectures": {"emotion_embedder": EMBEDDER}}, "was given without its parameters"),
     (

@@ -1,123 +1,22 @@
 """Downloading from a loopback server that speaks the hub's routes."""
 
-import contextlib
 import hashlib
-import http.server
-import json
 import pathlib
-import re
 import shutil
-import threading
-import urllib.parse
 
 import pytest
+from hub_server import Hub
 from release import LABELS, SVD, small_release, variation, write_release
 
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.weights.download import download
-from dicetalk_jax.weights.folder import convert_release
+from dicetalk_jax.weights.release.convert import convert
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORIES = {
   "EEEELY/DICE-Talk": ("DICE-Talk", "RIFE", "emotion_priors"),
   "stabilityai/stable-video-diffusion-img2vid-xt": (SVD,),
   "openai/whisper-tiny": ("whisper-tiny",),
 }
-
-
-class Hub:
-  """The hub's listing and resolve routes over folders; what a test may ask of it or spoil."""
-
-  def __init__(self, files):
-    self.files = files  # repository -> {path: file}
-    self.refusals = {}  # repository -> (status, X-Error-Code)
-    self.cut_after = None  # bytes of a body after which the connection breaks
-    self.downloads = []  # (path, first byte sent)
-    self.tokens = set()
-
-  @contextlib.contextmanager
-  def serving(self):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-      yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-      server.shutdown()
-      server.server_close()
-
-  def _handler(hub):
-    class Handler(http.server.BaseHTTPRequestHandler):
-      protocol_version = "HTTP/1.1"
-
-      def log_message(self, *_):
-        pass
-
-      def do_HEAD(self):
-        self.answer(body=False)
-
-      def do_GET(self):
-        self.answer(body=True)
-
-      def answer(self, body):
-        hub.tokens.add(self.headers.get("Authorization"))
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/\w+)?", path):
-          return self.list(match[1])
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/(\w+)/(.+)", path):
-          return self.resolve(match[1], match[3], body)
-        return self.refuse(404, "EntryNotFound")
-
-      def refuse(self, status, code):
-        self.send_response(status)
-        if code:
-          self.send_header("X-Error-Code", code)
-          self.send_header("X-Error-Message", "refused")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-      def list(self, repository):
-        status, code = hub.refusals.get(repository, (200, None))
-        if repository not in hub.files:
-          return self.refuse(401, "RepoNotFound")
-        if status != 200 and code != "GatedRepo":  # a gated repository's listing is public
-          return self.refuse(status, code)
-        siblings = [{"rfilename": name} for name in hub.files[repository]]
-        content = json.dumps({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-      def resolve(self, repository, name, body):
-        if repository in hub.refusals:
-          return self.refuse(*hub.refusals[repository])
-        if name not in hub.files[repository]:
-          return self.refuse(404, "EntryNotFound")
-        content = hub.files[repository][name].read_bytes()
-        first = int(re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
-        self.send_response(206 if first else 200)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Accept-Ranges", "bytes")
-        if first:
-          self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - first))
-        self.end_headers()
-        if not body:
-          return None
-        hub.downloads.append((name, first))
-        sent = content[first:]
-        if hub.cut_after is not None and len(sent) > hub.cut_after:
-          self.wfile.write(sent[: hub.cut_after])
-          self.wfile.flush()
-          self.connection.shutdown(2)
-          self.close_connection = True
-          return None
-        return self.wfile.write(sent)
-
-    return Handler
 
 
 def listing(release, folders):
@@ -178,7 +77,7 @@ def test_what_was_fetched_converts(hub, tmp_path):
   with hub.serving() as endpoint:
     source = download(tmp_path / "source", endpoint=endpoint)
   assert not (source / SVD / "unet" / "diffusion_pytorch_model.safetensors").exists()
-  weights = convert_release(source, tmp_path / "weights", slim=True)
+  weights = convert(source, tmp_path / "weights", slim=True)
   assert weights.info().networks["vae"].dtypes.keys() == {"float16"}
   assert weights.config["emotions"] == sorted(LABELS)
 
@@ -278,3 +177,14 @@ def test_no_room_and_no_permission_are_said(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
     with pytest.raises(OutputError, match=r"1\.0 MB are free"):
       download(tmp_path / "source", endpoint=endpoint)
+
+
+@pytest.mark.parametrize("body", ["web page", "other JSON"])
+def test_a_login_page_in_place_of_the_hub_is_named(hub, tmp_path, monkeypatch, body):
+  hub.portal = True
+  if body == "other JSON":
+    monkeypatch.setattr("hub_server.PAGE", b"{}")
+  with hub.serving() as endpoint, pytest.raises(WeightsError, match=r"is not the hub .*a login first") as caught:
+    download(tmp_path / "source", endpoint=endpoint)
+  assert "EEEELY/DICE-Talk" in str(caught.value) and "\n" not in str(caught.value)
+  assert not (tmp_path / "source").exists()

@@ -15,9 +15,11 @@ from release import LABELS, small_release, small_weights, tensors, variation, wr
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError, OutputError, WeightsError
 from dicetalk_jax.weights.download import download
-from dicetalk_jax.weights.folder import Weights, convert_release
+from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import _network_shapes
+from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.release.export import export
+from dicetalk_jax.weights.tensors import shapes_of, write_network
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_priors_are_those_of_the_release(weights):
 def test_priors_of_another_folder_win(tmp_path_factory, tmp_path):
   (tmp_path / "mine").mkdir()
   write_prior(tmp_path / "mine" / "bored.npy", np.full((1, 256), 0.5))
-  weights = convert_release(small_release(tmp_path_factory), tmp_path / "weights", tmp_path / "mine", slim=True)
+  weights = convert(small_release(tmp_path_factory), tmp_path / "weights", tmp_path / "mine", slim=True)
   assert weights.config["emotions"] == ["bored"]
   np.testing.assert_array_equal(weights.priors()["bored"]["mu"], np.full(256, 0.5, np.float32))
 
@@ -95,7 +97,7 @@ def test_priors_that_cannot_be_used_stop_the_conversion(tmp_path_factory, tmp_pa
       (tmp_path / "mine").mkdir()
       (tmp_path / "mine" / "happy.npy").write_bytes(content)
     with pytest.raises(InputError, match="mine"):
-      convert_release(small_release(tmp_path_factory), tmp_path / "weights", tmp_path / "mine")
+      convert(small_release(tmp_path_factory), tmp_path / "weights", tmp_path / "mine")
     assert not (tmp_path / "weights").exists()
 
 
@@ -105,7 +107,7 @@ def test_info_says_what_the_folder_holds(weights):
   assert info.networks["unet"].bytes == 4 * 30_166_026 and info.networks["unet"].dtypes == {"float32": 30_166_026}
   assert info.networks["pose_guider"].architecture == {"features": 32, "block_features": [16, 32, 96, 256]}
   text = str(info)
-  for words in ("format version 1", "30,166,026", "120.7 MB", "block_out_channels 32/64/128/128", *LABELS):
+  for words in ("format version 2", "30,166,026", "120.7 MB", "block_out_channels 32/64/128/128", *LABELS):
     assert words in text, text
   assert "DICE-Talk/unet.pth" in text
 
@@ -132,18 +134,28 @@ def test_saves_what_training_makes(weights, tmp_path):
   [
     (shutil.rmtree, "is not a folder"),
     (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-    (lambda folder: edit_config(folder, format="something else"), "not that of a weights folder"),
-    (lambda folder: edit_config(folder, version=2), r"format version 2 .* update dicetalk-jax"),
-    (lambda folder: edit_config(folder, version="1"), "not that of a weights folder"),
-    (lambda folder: edit_config(folder, version=0), "not that of a weights folder"),
+    (lambda folder: edit_config(folder, format="something else"), "does not belong to a weights folder"),
+    (lambda folder: edit_config(folder, version=3), r"format version 3, this version reads 2; update dicetalk-jax"),
+    (
+      lambda folder: edit_config(folder, version=1),
+      r"format version 1 \(Orbax\).*`dicetalk convert` or `dicetalk pack` again",
+    ),
+    (lambda folder: edit_config(folder, version="1"), "does not belong to a weights folder"),
+    (lambda folder: edit_config(folder, version=0), "does not belong to a weights folder"),
     (lambda folder: edit_config(folder, networks={}), "lists no networks"),
-    (lambda folder: edit_config(folder, networks={"unet": "x"}), r'networks\.unet is "x", wanted an object'),
-    (lambda folder: edit_config(folder, sampler=[]), r"the sampler is \[\], wanted an object"),
-    (lambda folder: edit_config(folder, sampler={"sigma_max": "x"}), 'sigma_max is "x", wanted a number'),
-    (lambda folder: edit_config(folder, sampler={"sigma_min": -1}), "sigma_min is -1, wanted a number"),
-    (lambda folder: edit_config(folder, emotions=3), "emotions is 3, wanted a list"),
-    (lambda folder: shutil.rmtree(folder / "vae"), "incomplete: vae missing"),
-    (lambda folder: (shutil.rmtree(folder / "vae"), (folder / "vae").mkdir()), "incomplete: vae missing"),
+    (
+      lambda folder: edit_config(folder, networks={"unet": "x"}),
+      r'networks\.unet is "x"; an object with its sizes is required',
+    ),
+    (lambda folder: edit_config(folder, sampler=[]), r"the sampler is \[\]; an object"),
+    (lambda folder: edit_config(folder, sampler={"sigma_max": "x"}), 'sigma_max is "x"; a number above 0'),
+    (lambda folder: edit_config(folder, sampler={"sigma_min": -1}), "sigma_min is -1; a number above 0"),
+    (lambda folder: edit_config(folder, emotions=3), "emotions is 3; a list of names is required"),
+    (lambda folder: (folder / "vae.safetensors").unlink(), "incomplete: vae missing"),
+    (
+      lambda folder: (folder / "vae.safetensors").rename(folder / "vae-00001-of-00002.safetensors"),
+      "incomplete: vae missing",
+    ),
     (lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").write_text("{")), "JSON"),
   ],
 )
@@ -164,7 +176,7 @@ def test_a_released_folder_is_told_from_a_weights_folder(tmp_path_factory):
   [
     ({"block_features": [16, 32, 96, 128]}, r"'blocks_5/bias' is \(256,\), wanted \(128,\)"),
     ({"block_features": [16, 32, 96]}, r"'blocks_4/bias' is \(96,\), wanted none of that name"),
-    ({"features": "x"}, r"features is 'x', wanted whole numbers above 0"),
+    ({"features": "x"}, r"features is 'x'; whole numbers above 0 are required"),
   ],
 )
 def test_a_config_that_disagrees_with_the_tensors_is_refused(folder, change, words):
@@ -208,7 +220,7 @@ def test_info_keeps_columns_apart(weights):
 
 @pytest.mark.parametrize(("path", "words"), [("~nosuchuser/x", "does not have"), ("", "empty")])
 def test_a_path_that_cannot_be_is_refused(path, words, tmp_path):
-  for call in (Weights.open, lambda p: convert_release(p, tmp_path / "w"), lambda p: export(p, tmp_path / "back")):
+  for call in (Weights.open, lambda p: convert(p, tmp_path / "w"), lambda p: export(p, tmp_path / "back")):
     with pytest.raises(WeightsError, match=words):
       call(path)
   with pytest.raises(OutputError, match=words):
@@ -217,35 +229,36 @@ def test_a_path_that_cannot_be_is_refused(path, words, tmp_path):
     download(path)
 
 
-def files_of(item):
-  return sorted((path for path in item.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-@pytest.mark.parametrize("kind", ["truncated", "removed", "no metadata"])
+@pytest.mark.parametrize("kind", ["truncated", "no header", "web page", "empty"])
 def test_a_damaged_network_is_named(folder, kind):
-  item = folder / "pose_guider"
-  largest = files_of(item)[-1]
-  if kind == "no metadata":
-    (item / "state" / "_METADATA").unlink()
-  else:
-    data = largest.read_bytes()
-    largest.unlink()
-    if kind == "truncated":
-      largest.write_bytes(data[: len(data) // 2])
-  weights = Weights.open(folder)
-  with pytest.raises(WeightsError, match=r"pose_guider is damaged or incomplete") as caught:
-    weights.load("pose_guider")
-  assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-
-
-def test_a_damaged_description_is_named_without_the_librarys_log(folder, caplog):
-  path = folder / "pose_guider" / "state" / "_METADATA"
+  path = folder / "pose_guider.safetensors"
   data = path.read_bytes()
   path.unlink()
-  path.write_bytes(data[:100])
-  with pytest.raises(WeightsError, match="pose_guider is damaged or incomplete"):
-    Weights.open(folder).info()
-  assert not caplog.records
+  content = {"truncated": data[: len(data) // 2], "no header": bytes(1000), "web page": b"<html></html>", "empty": b""}
+  path.write_bytes(content[kind])
+  for use in (lambda: Weights.open(folder).load("pose_guider"), lambda: Weights.open(folder).info()):
+    with pytest.raises(WeightsError, match=r"pose_guider\.safetensors is missing or damaged") as caught:
+      use()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_large_network_is_in_several_files_with_the_hubs_index(folder):
+  weights = Weights.open(folder)
+  whole = flatten_dict(weights.arrays("pose_guider"), sep="/")
+  (folder / "pose_guider.safetensors").unlink()
+  write_network(folder, "pose_guider", shapes_of(whole), whole.values(), largest=500_000)
+  index = json.loads((folder / "pose_guider.safetensors.index.json").read_text())
+  assert set(index["weight_map"]) == set(whole)
+  assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
+  names = sorted(path.name for path in folder.glob("pose_guider-*"))
+  assert len(names) > 2 and names[0] == f"pose_guider-00001-of-{len(names):05d}.safetensors"
+  weights = Weights.open(folder)
+  loaded = flatten_dict(weights.load("pose_guider"), sep="/")
+  jax.tree.map(np.testing.assert_array_equal, loaded, whole)
+  assert weights.derive(folder.parent / "derived").info().networks == weights.info().networks
+  (folder / names[1]).unlink()
+  with pytest.raises(WeightsError, match="incomplete: pose_guider missing"):
+    Weights.open(folder)
 
 
 def test_damaged_priors_are_named(folder):

@@ -10,12 +10,13 @@ from release import small_release, small_weights, variation
 from safetensors.numpy import load_file
 
 from dicetalk_jax.weights import networks
-from dicetalk_jax.weights.folder import Weights, convert_release
+from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.initial import initial_params
 from dicetalk_jax.weights.networks import Network, build, network_shapes, register
-from dicetalk_jax.weights.release.engine import LINEAR, Rule, Table
+from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.release.export import export
 from dicetalk_jax.weights.release.layouts import Files
+from dicetalk_jax.weights.release.names import LINEAR, Rule, Table
 
 
 class Gaze(nn.Module):
@@ -64,7 +65,7 @@ def test_a_registered_network_is_built_saved_loaded_exported_and_converted(regis
   source = variation(small_release(tmp_path_factory), tmp_path / "source")
   for name in ("gaze.safetensors", "gaze.json"):
     (tmp_path / "released" / "DICE-Talk" / name).rename(source / "DICE-Talk" / name)
-  again = convert_release(source, tmp_path / "again", slim=True)
+  again = convert(source, tmp_path / "again", slim=True)
   assert again.config["networks"]["gaze"] == config
   assert {path: leaf.dtype.name for path, leaf in flatten_dict(again.load("gaze"), sep="/").items()} == {
     "proj/kernel": "float16",

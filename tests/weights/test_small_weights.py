@@ -83,5 +83,5 @@ def test_the_demo_takes_it(tmp_path):
   command += ["--emotion", "angry"]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  assert "drawn people alone" in done.stdout and "random" not in done.stdout
+  assert "drawn people only" in done.stdout
   assert {path.name for path in (tmp_path / "demo").iterdir()} == {"angry.mp4", "portrait.png", "sheet.png"}

@@ -24,7 +24,6 @@ from dicetalk_jax.media.image import clip_pixels
 from dicetalk_jax.models.vae import ENCODING_PARTS
 from dicetalk_jax.vocabulary import DTYPES
 from dicetalk_jax.weights.folder import Weights
-from dicetalk_jax.weights.store import read_item
 
 _NETWORKS = {"all": ("vae", "image_encoder", "audio_encoder"), "audio": ("audio_encoder",)}
 # Parts of a network that encode: a set stays valid when the VAE's decoder changes.
@@ -291,7 +290,7 @@ def check_encoded_with(
     for name in networks:
       if name in made_with and name in weights.config["networks"]:
         if name not in ours:
-          ours[name] = fingerprint(_encoding_part(name, read_item(weights.folder / name)))
+          ours[name] = fingerprint(_encoding_part(name, weights.arrays(name)))
         if made_with[name] != ours[name]:
           raise InputError(
             f"{folder} was encoded with another {name.replace('_', ' ')} than that of {weights.folder}; give the "

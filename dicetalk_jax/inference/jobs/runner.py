@@ -26,8 +26,8 @@ from dicetalk_jax.inference.jobs.results import Result, records_of
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.media.video import check_target, read_comment
 from dicetalk_jax.parallel import hosts
+from dicetalk_jax.weights.description import CONFIG, PRIORS
 from dicetalk_jax.weights.folder import Weights
-from dicetalk_jax.weights.store import CONFIG, PRIORS
 
 _COMMENT = "dicetalk job "
 _THROUGH = "dicetalk_jax/jobs/through/{}"
@@ -52,15 +52,15 @@ class Outcome:
 
 
 def weights_identity(weights: Weights) -> str:
-  """What a weights folder shares with copies of it alone. No array is read: their files have new names when written."""
+  """A digest of a weights folder, the same for copies of it. One row of each tensor is read: training changes all."""
   digest = hashlib.sha256()
   for path in (weights.folder / CONFIG, weights.folder / PRIORS):
     if path.is_file():
       digest.update(path.read_bytes())
   for network in sorted(weights.config["networks"]):
-    for path in sorted((weights.folder / network).rglob("*")):
-      if path.is_file():
-        digest.update(f"{path.relative_to(weights.folder)} {path.stat().st_size}\n".encode())
+    for name, row in weights.tensors(network).rows():
+      digest.update(f"{network}/{name}".encode())
+      digest.update(row.tobytes())
   return digest.hexdigest()[:32]
 
 

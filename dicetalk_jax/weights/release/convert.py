@@ -1,154 +1,139 @@
 """The released layout -> a weights folder."""
 
 import os
-import pathlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+import jax
 import numpy as np
-import safetensors.numpy
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import expanded, new_folder, write_json
-from dicetalk_jax.parallel import hosts
+from dicetalk_jax.files import check_new, expanded, new_folder, stop_if_interrupted, write_json
+from dicetalk_jax.weights.description import RETAINED, SOURCE
+from dicetalk_jax.weights.folder import Weights, describe
+from dicetalk_jax.weights.priors import read_priors
 from dicetalk_jax.weights.release.source import Release, ReleasedNetwork, Tensor, open_release
-from dicetalk_jax.weights.store import (
-  CONFIG,
-  FORMAT,
-  PRIORS,
-  RETAINED,
-  SOURCE,
-  VERSION,
-  write_item,
-)
+from dicetalk_jax.weights.tensors import write_file, write_network
 
 Progress = Callable[[str, int, int], None]
-# How much of a network is in memory at a time, as read and as written.
-_PIECE_BYTES = 128 << 20
+# PyTorch files stay mapped to memory, and count as this process's memory, while this much is read.
+_BYTES_MAPPED = 128 << 20
 
 
 def convert(
   source: str | os.PathLike,
   weights: str | os.PathLike,
-  priors: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+  priors_folder: str | os.PathLike | None = None,
   slim: bool = False,
   progress: Progress | None = None,
-) -> None:
+) -> Weights:
   """Converts a release, every tensor in its own dtype; `weights` appears when all of it is written.
 
-  priors: label -> {'mu': (256,)[, 'sigma': (256,)]}. slim leaves out what no network reads, so that `export` can write
-  the DICE-Talk files alone. progress is called with (what, bytes done, bytes in all).
-  Raises WeightsError for a release that is incomplete, damaged or of another architecture, OutputError where `weights`
-  cannot be written.
+  priors_folder: holds emotion priors as `<label>.npy` and the like; by default it is looked for in `source`. Weights
+  without priors have no emotion labels. slim: leave out what no network reads, so that `export` can write only the
+  model's own files. progress(what, bytes done, bytes in total) is called after each tensor.
+  Raises WeightsError if the release is incomplete, damaged or of another architecture, InputError if the priors cannot
+  be used, OutputError if `weights` cannot be written.
   """
-  release = open_release(expanded(source, "release", WeightsError).absolute())
+  source = expanded(source, "release", WeightsError).absolute()
+  check_new(weights)
+  release = open_release(source)
+  priors = _priors(release, priors_folder)
   total = sum(t.spec.bytes for network in release.networks for t in network.tensors if t.entry or not slim)
   report = _Report(progress, total)
-  with new_folder(weights, total, hosts) as folder:
-    listing = []
+  with new_folder(weights, needed=total) as folder:
+    files = []
     for network in release.networks:
       used = [t for t in network.tensors if t.entry]
-      write_item(folder / network.name, report(network.name, _pieces(release, used, _parameter)))
-      listing += _write_unused(release, network, folder, slim, report)
-    write_json({"documents": release.documents, "files": listing}, folder / SOURCE, indent=None)
-    if priors:
-      write_priors(priors, folder / PRIORS)
-    # Without this file nothing takes the folder for weights.
-    write_json(_config(release, priors), folder / CONFIG)
+      shapes = {t.entry.path: _struct(t.entry.transform.shape(t.spec.shape), t.spec.dtype) for t in used}
+      write_network(folder, network.name, shapes, report(network.name, (_parameter(*t) for t in _read(release, used))))
+      files += _write_unused(release, network, folder, slim, report)
+    write_json({"documents": release.documents, "files": files}, folder / SOURCE, indent=None)
+    describe(folder, _config(release), priors)
+  return Weights.open(weights)
 
 
-def write_priors(priors: Mapping[str, Mapping[str, np.ndarray]], path: pathlib.Path) -> None:
-  """label -> {'mu', 'sigma'} as the tensors `label` and `label/sigma`."""
-  names = {"mu": "", "sigma": "/sigma"}
-  tensors = {f"{label}{names[k]}": np.asarray(v, np.float32) for label, p in priors.items() for k, v in p.items()}
-  path.write_bytes(safetensors.numpy.save(tensors))
+def _priors(release: Release, folder: str | os.PathLike | None) -> dict:
+  if folder is None:
+    folders = [release.folder / name for name in release.layout.prior_folders]
+    folder = next((folder for folder in folders if any(folder.glob("*.npy"))), None)
+  sizes = (network.config["prior_dim"] for network in release.networks if "prior_dim" in network.config)
+  return read_priors(folder, next(sizes, 256)) if folder is not None else {}
 
 
 class _Report:
-  """Counts the bytes of all pieces for `progress`."""
+  """Counts the bytes of arrays that pass through, for `progress`. Ctrl-C takes effect between two arrays."""
 
   def __init__(self, progress: Progress | None, total: int):
     self.progress, self.done, self.total = progress or (lambda *_: None), 0, total
 
-  def __call__(self, what: str, pieces: Iterable[dict]) -> Iterator[dict]:
-    for piece in pieces:
-      size = sum(array.nbytes for array in piece.values())
-      yield piece
-      self.done += size
+  def __call__(self, what: str, arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for array in arrays:
+      yield array
+      self.done += array.nbytes
       self.progress(what, self.done, self.total)
+      stop_if_interrupted()
 
 
-def _parameter(tensor: Tensor, array: np.ndarray, path: pathlib.Path) -> tuple[str, np.ndarray]:
+def _struct(shape, dtype) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _read(release: Release, tensors: list[Tensor]) -> Iterator[tuple[Path, Tensor, np.ndarray]]:
+  """(file, tensor, array) of each of `tensors`, in their order."""
+  start = 0
+  while start < len(tensors):
+    file, end, size = tensors[start].file, start, 0
+    while end < len(tensors) and tensors[end].file == file and size < _BYTES_MAPPED:
+      size += tensors[end].spec.bytes
+      end += 1
+    checkpoint = release.files[file]
+    arrays = checkpoint.read(tensor.key for tensor in tensors[start:end])
+    for tensor, (_, array) in zip(tensors[start:end], arrays, strict=True):
+      yield checkpoint.path, tensor, array
+    start = end
+
+
+def _parameter(path: Path, tensor: Tensor, array: np.ndarray) -> np.ndarray:
   if not np.isfinite(array).all():
     raise WeightsError(f"{path}: tensor '{tensor.key}' holds NaN or infinite numbers; download or copy the file again.")
-  return tensor.entry.path, tensor.entry.transform.to_flax(array)
+  return tensor.entry.transform.to_flax(array)
 
 
-def _pieces(release: Release, tensors: list[Tensor], place: Callable) -> Iterator[dict[str, np.ndarray]]:
-  """Reads `tensors` file by file in pieces of about _PIECE_BYTES; `place` gives each its name and final array."""
-  groups, size = [[]], 0
-  for tensor in tensors:
-    if size + tensor.spec.bytes > _PIECE_BYTES and groups[-1]:
-      groups.append([])
-      size = 0
-    groups[-1].append(tensor)
-    size += tensor.spec.bytes
-  for group in groups:
-    by_file = defaultdict(dict)
-    for tensor in group:
-      by_file[tensor.file][tensor.key] = tensor
-    piece = {}
-    for number, keys in by_file.items():
-      file = release.files[number]
-      for key, array in file.read(keys):
-        name, value = place(keys[key], array, file.path)
-        piece[name] = value
-    yield piece
-
-
-def _write_unused(
-  release: Release, network: ReleasedNetwork, folder: pathlib.Path, slim: bool, report: _Report
-) -> list[dict]:
-  """Retains, a file at a time, what the network does not read; lists each file's tensors and where they went."""
-  listing = []
+def _write_unused(release: Release, network: ReleasedNetwork, folder: Path, slim: bool, report: _Report) -> list[dict]:
+  """Keeps the tensors of each file that no network reads; the rows of `source.json`, see `release.manifest`."""
+  rows = []
   for number in dict.fromkeys(t.file for t in network.tensors):
     file, tensors = release.files[number], [t for t in network.tensors if t.file == number]
-    # Orbax writes no array without elements; the listing is enough to make it again.
-    kept = [t for t in tensors if not t.entry and t.spec.bytes]
-    names = {t.key: f"t{i}" for i, t in enumerate(kept)}
-    retained = f"{RETAINED}/{number}" if kept and not slim else None
+    unused = [t for t in tensors if not t.entry]
+    retained = f"{RETAINED}/{number}.safetensors" if unused and not slim else None
     if retained:
-      write_item(folder / retained, report(network.name, _pieces(release, kept, _as_it_is(names))))
-    rows = [[t.key, t.spec.dtype, t.spec.shape, t.entry and t.entry.path, names.get(t.key)] for t in tensors]
-    listing.append(
+      (folder / RETAINED).mkdir(exist_ok=True)
+      shapes = {t.key: _struct(t.spec.shape, t.spec.dtype) for t in unused}
+      write_file(folder / retained, shapes, report(network.name, (array for *_, array in _read(release, unused))))
+    rows.append(
       {
         "path": release.relative(number),
         "network": network.name,
         "wrapper": file.wrapper,
         "metadata": file.metadata,
         "retained": retained,
-        "tensors": rows,
+        "tensors": [[t.key, t.spec.dtype.name, t.spec.shape, t.entry and t.entry.path] for t in tensors],
       }
     )
-  return listing
+  return rows
 
 
-def _as_it_is(names: Mapping[str, str]) -> Callable:
-  return lambda tensor, array, path: (names[tensor.key], array)
-
-
-def _config(release: Release, priors: Mapping | None) -> dict:
+def _config(release: Release) -> dict:
+  layout = release.layout
   return {
-    "format": FORMAT,
-    "version": VERSION,
-    "layout": release.layout.name,
+    "layout": layout.name,
     "networks": {network.name: network.config for network in release.networks},
     # Settings that are not part of the publication are left out where the release does not have them.
     **{
       name: release.document(path)
-      for name, path in release.layout.settings.items()
-      if path in release.documents or not release.layout.is_own(path)
+      for name, path in layout.settings.items()
+      if path in release.documents or not layout.is_own(path)
     },
-    "emotions": sorted(priors or ()),
     "source": [release.relative(number) for number in range(len(release.files))],
   }

@@ -1,28 +1,20 @@
 """A weights folder -> the released layout."""
 
-import json
 import os
 import pathlib
-import struct
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
 import numpy as np
-import safetensors.numpy
-from flax.traverse_util import flatten_dict
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import check_new, expanded, new_folder, stop_if_interrupted
-from dicetalk_jax.parallel import hosts
+from dicetalk_jax.files import check_new, new_folder, stop_if_interrupted
+from dicetalk_jax.weights.description import SOURCE, read_json
+from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import row
-from dicetalk_jax.weights.release.listing import canonical, layout_in
-from dicetalk_jax.weights.release.readers import DTYPES, SAFETENSORS_DTYPES, import_torch
-from dicetalk_jax.weights.store import (
-  PRIORS,
-  SOURCE,
-  read_config,
-  read_item,
-  read_json,
-)
+from dicetalk_jax.weights.release.manifest import canonical, layout_in
+from dicetalk_jax.weights.release.readers import import_torch
+from dicetalk_jax.weights.tensors import Shapes, open_files, size_of, write_file
 
 
 def export(
@@ -31,99 +23,78 @@ def export(
   all: bool = False,
   progress: Callable[[str, int, int], None] | None = None,
 ) -> list[str]:
-  """Writes the released layout's files; returns their paths within `target`.
+  """Writes the files of the released layout; returns their paths within `target`.
 
-  Converted weights give the files they came from, each tensor bit-equal and in its place. Weights without a source, as
-  from training, give files of the released names. all: the parts by others too (Stable Video Diffusion, Whisper, RIFE),
-  with their JSON files and the emotion priors. progress is called with (file, files done, files in all).
-  Raises WeightsError where the folder is damaged or, being slim, has not kept what a file needs; OutputError where
+  Converted weights give the files that they came from, each tensor bit-equal and in its place. Trained weights, which
+  have no source, give files of the released names. all: also the parts by other authors (Stable Video Diffusion,
+  Whisper, RIFE) with their JSON files, and the emotion priors; `convert` reads such a folder back.
+  progress(file, files done, files in total) is called after each file.
+  Raises WeightsError if the folder is damaged or was converted slim and lacks what a file needs; OutputError if
   `target` cannot be written; MissingDependencyError without PyTorch.
   """
-  weights = expanded(weights, "weights folder", WeightsError).absolute()
-  config = read_config(weights)
+  opened = Weights.open(weights)
   check_new(target)
+  weights, config = opened.folder, opened.config
   layout = layout_in(config)
-  source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else canonical(weights, config)
+  source = read_json(weights / SOURCE) if (weights / SOURCE).is_file() else canonical(opened)
   files = [file for file in source["files"] if all or layout.is_own(file["path"])]
   for file in files:
-    if any(place is None and kept is not None for *_, place, kept in file["tensors"]) and not file["retained"]:
+    if any(path is None for *_, path in file["tensors"]) and not file["retained"]:
       raise WeightsError(
-        f"{weights} was converted with --slim and has not kept all of {file['path']}; convert the release without it."
+        f"{weights} was converted with --slim and does not hold all of {file['path']}; convert the release without it."
       )
-  needed = sum(
-    DTYPES[dtype].itemsize * int(np.prod(shape)) for file in files for _, dtype, shape, *_ in file["tensors"]
-  )
-  with new_folder(target, needed, hosts) as folder:
+  with new_folder(target, sum(size_of(_shapes(file)) for file in files)) as folder:
     network, params = None, {}
     for number, file in enumerate(files):
       stop_if_interrupted()
       if file["network"] != network:
         params.clear()
-        network, params = file["network"], flatten_dict(read_item(weights / file["network"]), sep="/")
+        network = file["network"]
+        params |= opened.tensors(network).read()
       path = folder / file["path"]
       path.parent.mkdir(parents=True, exist_ok=True)
-      _write(path, file, _tensors(weights, file, params))
+      _write(path, file, _arrays(weights, file, params))
       if progress:
         progress(file["path"], number + 1, len(files))
     for name, text in source["documents"].items():
       if all or layout.is_own(name):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
-    if all:
-      _write_priors(weights, folder / layout.prior_folders[0])
+    if all and (priors := opened.priors()):
+      _write_priors(priors, folder / layout.prior_folders[0])
   return [file["path"] for file in files]
 
 
-def _tensors(weights: pathlib.Path, file: Mapping, params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
-  """(name, array) of one file, in its order."""
-  retained = flatten_dict(read_item(weights / file["retained"]), sep="/") if file["retained"] else {}
+def _shapes(file: Mapping) -> Shapes:
+  return {key: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for key, dtype, shape, _ in file["tensors"]}
+
+
+def _arrays(weights: pathlib.Path, file: Mapping, params: Mapping) -> Iterator[np.ndarray]:
+  """The arrays of one file, in its order."""
+  retained = dict(open_files([weights / file["retained"]]).read()) if file["retained"] else {}
   table = row(file["network"]).table
-  for key, dtype, shape, path, kept in file["tensors"]:
-    if path is not None:
-      yield key, table.rule(key).transform.to_torch(params[path])
-    elif kept is not None:
-      yield key, retained[kept]
-    else:
-      yield key, np.empty(shape, DTYPES[dtype])
+  for key, _, _, path in file["tensors"]:
+    yield retained[key] if path is None else table.rule(key).transform.to_torch(params[path])
 
 
-def _write(path: pathlib.Path, file: Mapping, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+def _write(path: pathlib.Path, file: Mapping, arrays: Iterator[np.ndarray]) -> None:
   if path.suffix == ".safetensors":
-    _write_safetensors(path, file, tensors)
+    # Not with the library's function, which wants all tensors in memory and sorts them.
+    write_file(path, _shapes(file), arrays, file["metadata"])
     return
   torch = import_torch(f"Writing {file['path']}")
   state = {}
-  for key, array in tensors:
-    # NumPy has no bfloat16 that PyTorch knows, so the bytes go over.
+  for key, array in zip(_shapes(file), arrays, strict=True):
+    # NumPy has no bfloat16 that PyTorch knows, so the bytes are copied.
     raw = torch.from_numpy(np.frombuffer(bytearray(array.tobytes()), np.uint8))
     dtype = getattr(torch, array.dtype.name)
     state[key] = raw.view(dtype).reshape(array.shape) if array.size else torch.empty(array.shape, dtype=dtype)
   torch.save({file["wrapper"]: state} if file["wrapper"] else state, path)
 
 
-def _write_safetensors(path: pathlib.Path, file: Mapping, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
-  """One tensor at a time and in the source's order, where the library wants all of them and sorts."""
-  names = {ours: theirs for theirs, ours in SAFETENSORS_DTYPES.items()}
-  header, end = ({"__metadata__": file["metadata"]} if file["metadata"] else {}), 0
-  for key, dtype, shape, *_ in file["tensors"]:
-    start, end = end, end + DTYPES[dtype].itemsize * int(np.prod(shape))
-    header[key] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, end]}
-  text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-  text += b" " * (-len(text) % 8)
-  with path.open("wb") as out:
-    out.write(struct.pack("<Q", len(text)) + text)
-    for _, array in tensors:
-      out.write(np.ascontiguousarray(array).tobytes())
-
-
-def _write_priors(weights: pathlib.Path, folder: pathlib.Path) -> None:
-  """In the released form: a pickled 0-d object array of {'mu': (1, 256)}."""
-  if not (weights / PRIORS).is_file():
-    return
+def _write_priors(priors: Mapping[str, Mapping[str, np.ndarray]], folder: pathlib.Path) -> None:
+  """In the released form: a pickled 0-d object array of {'mu': (1, d)}."""
   folder.mkdir(parents=True)
-  stored = safetensors.numpy.load_file(weights / PRIORS)
-  for label in (name for name in stored if "/" not in name):
-    prior = {"mu": stored[label][None]}
-    if f"{label}/sigma" in stored:
-      prior["sigma"] = stored[f"{label}/sigma"][None]
+  for label, fields in priors.items():
+    prior = {name: value[None] for name, value in fields.items()}
     np.save(folder / f"{label}.npy", np.array(prior, dtype=object), allow_pickle=True)

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.weights.store import read_json
+from dicetalk_jax.weights.description import read_json
 
 SAFETENSORS = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".bin", ".pkl", ".pt")

@@ -1,86 +1,54 @@
-"""Checkpoint files: the names, shapes and dtypes in one first, then its tensors a few at a time.
+"""PyTorch checkpoint files: the names, shapes and dtypes in one first, then its tensors a few at a time.
 
-A reader keeps nothing open or in memory between calls: `.safetensors` and `.pth` files are memory-mapped, and mapped
-pages count as this process's memory until the mapping is closed.
+A reader keeps nothing open or in memory between calls: files are memory-mapped, and mapped pages count as this
+process's memory until the mapping is closed.
 """
 
 import codecs
-import contextlib
 import dataclasses
 import pathlib
-import pickletools
 import re
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 
-import ml_dtypes
 import numpy as np
 
 from dicetalk_jax.errors import MissingDependencyError, WeightsError
+from dicetalk_jax.weights.tensors import DTYPES
 
-DTYPES = {
-  "float16": np.dtype(np.float16),
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-  "float32": np.dtype(np.float32),
-  "float64": np.dtype(np.float64),
-  "int8": np.dtype(np.int8),
-  "int16": np.dtype(np.int16),
-  "int32": np.dtype(np.int32),
-  "int64": np.dtype(np.int64),
-  "uint8": np.dtype(np.uint8),
-  "bool": np.dtype(np.bool_),
-}
-SAFETENSORS_DTYPES = {
-  "F16": "float16",
-  "BF16": "bfloat16",
-  "F32": "float32",
-  "F64": "float64",
-  "I8": "int8",
-  "I16": "int16",
-  "I32": "int32",
-  "I64": "int64",
-  "U8": "uint8",
-  "BOOL": "bool",
-}
 TORCH_SUFFIXES = (".pth", ".bin", ".pkl", ".pt")
+# Keys under which training scripts save a state dict.
+_WRAPPERS = ("state_dict", "model_state_dict", "params")
+_BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 _LFS_POINTER = b"version https://git-lfs"
-_HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|torch\.\w+\d+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """A tensor before it is read; dtype is a key of DTYPES."""
+  """Shape and dtype of a tensor before it is read."""
 
-  dtype: str
+  dtype: np.dtype
   shape: tuple[int, ...]
 
   @property
   def bytes(self) -> int:
-    return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+    return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFile:
-  """One file: `specs` in its own order, the key its state dict is under if any, and its own metadata."""
+  """One file: `specs` in its own order, the key that its state dict is under if any, and its own metadata."""
 
   path: pathlib.Path
   specs: dict[str, Spec]
   wrapper: str | None = None
   metadata: dict[str, str] | None = None
 
-  @property
-  def format(self) -> str:
-    return "safetensors" if self.path.suffix == ".safetensors" else "torch"
-
-  @property
-  def bytes(self) -> int:
-    return sum(spec.bytes for spec in self.specs.values())
-
   def read(self, keys: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
     """(key, array of the source's dtype) for each of `keys`, each array the caller's own."""
-    if self.format == "safetensors":
+    if self.path.suffix == ".safetensors":
       with _open_safetensors(self.path) as file:
         for key in keys:
           yield key, np.array(file.get_tensor(key)).reshape(self.specs[key].shape)
@@ -93,8 +61,8 @@ class CheckpointFile:
 def open_checkpoint(path: pathlib.Path) -> CheckpointFile:
   """Reads what a `.safetensors`, `.pth`, `.bin`, `.pkl` or `.pt` file holds.
 
-  Raises WeightsError for a file that is damaged, holds anything but named tensors or, being a pickle, wants to import
-  code; MissingDependencyError where it needs PyTorch and there is none.
+  Raises WeightsError if the file is damaged, holds anything but named tensors or, being a pickle, imports code;
+  MissingDependencyError if it needs PyTorch and there is none.
   """
   with path.open("rb") as file:
     start = file.read(len(_LFS_POINTER))
@@ -107,28 +75,27 @@ def open_checkpoint(path: pathlib.Path) -> CheckpointFile:
     with _open_safetensors(path) as file:
       for key in file.offset_keys():
         view = file.get_slice(key)
-        specs[key] = Spec(_known(view.get_dtype(), SAFETENSORS_DTYPES, key, path), tuple(view.get_shape()))
+        specs[key] = Spec(_known(view.get_dtype(), DTYPES, key, path), tuple(view.get_shape()))
       return CheckpointFile(path, specs, metadata=file.metadata())
   _check_zip(path)
   wrapper, state = _state_dict(path)
-  torch_dtypes = {name: name for name in DTYPES}
   specs = {
-    key: Spec(_known(str(value.dtype).removeprefix("torch."), torch_dtypes, key, path), tuple(value.shape))
+    key: Spec(_known(str(value.dtype).removeprefix("torch."), _BY_NAME, key, path), tuple(value.shape))
     for key, value in state.items()
   }
   return CheckpointFile(path, specs, wrapper)
 
 
-def _known(dtype: str, names: dict[str, str], key: str, path: pathlib.Path) -> str:
-  if dtype not in names:
-    raise WeightsError(f"{path}: tensor '{key}' is {dtype}; wanted one of {', '.join(names)}.")
-  return names[dtype]
+def _known(dtype: str, dtypes: dict[str, np.dtype], key: str, path: pathlib.Path) -> np.dtype:
+  if dtype not in dtypes:
+    raise WeightsError(f"{path}: tensor '{key}' is {dtype}; one of {', '.join(dtypes)} is required.")
+  return dtypes[dtype]
 
 
-def _damaged(path: pathlib.Path, found: str | None = None) -> WeightsError:
+def _damaged(path: pathlib.Path, cause: str | None = None) -> WeightsError:
   if kind := _other_kind(path):
     return WeightsError(f"{path} is {kind} and no checkpoint; download or copy it again.")
-  return WeightsError(f"{path} is truncated or damaged{f' ({found})' if found else ''}; download or copy it again.")
+  return WeightsError(f"{path} is truncated or damaged{f' ({cause})' if cause else ''}; download or copy it again.")
 
 
 def _other_kind(path: pathlib.Path) -> str | None:
@@ -165,7 +132,7 @@ def _check_zip(path: pathlib.Path) -> None:
 
 
 def import_torch(purpose: str):
-  """PyTorch, or a MissingDependencyError that says for what it is needed and how to get it."""
+  """PyTorch, or a MissingDependencyError that says what needs it and how to get it."""
   try:
     import torch
   except ImportError:
@@ -175,51 +142,28 @@ def import_torch(purpose: str):
 
 def _load(path: pathlib.Path):
   torch = import_torch(f"Reading {path}")
-  options = {"map_location": "cpu", "weights_only": True}
   try:
     with warnings.catch_warnings():
-      # PyTorch remarks on pickles that it then refuses.
+      # PyTorch warns of pickles that it then refuses.
       warnings.simplefilter("ignore")
-      # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-      return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
-  except Exception:
-    # Text may happen to read like a pickle's imports.
-    if not _other_kind(path) and (wanted := _imports(path)):
+      # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
+      return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+  except Exception as error:
+    # Text may happen to read like the imports of a pickle.
+    if not _other_kind(path) and (import_ := re.search(r"GLOBAL ([\w.]+)|Unsupported operand 1[2-5]\d", str(error))):
       raise WeightsError(
-        f"{path} is a pickle that wants to import {wanted}, which weights never need; it was refused and nothing in "
-        "it was run. Get the file from its publisher."
+        f"{path} is a pickle that imports {import_[1] or 'something'}, which weights never do; it was refused and "
+        "nothing in it was run. Get the file from its publisher."
       ) from None
     raise _damaged(path) from None
-
-
-def _imports(path: pathlib.Path) -> str | None:
-  """What a pickle imports first that a state dict does not, found without running it."""
-  archive = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
-  names = [name for name in archive.namelist() if name.endswith("data.pkl")] if archive else [None]
-  for name in names:
-    with archive.open(name) if archive else path.open("rb") as file:
-      strings = []
-      # A file from before PyTorch 1.6 is several pickles, then raw numbers, where this ends.
-      with contextlib.suppress(Exception):
-        while True:
-          for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "GLOBAL":
-              imported = argument.replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL":
-              imported = ".".join(strings[-2:])
-            else:
-              strings += [argument] if isinstance(argument, str) else []
-              continue
-            if not _HARMLESS.fullmatch(imported):
-              return imported
-  return None
 
 
 def _state_dict(path: pathlib.Path) -> tuple[str | None, dict]:
   """(the key that wraps the state dict, name -> tensor)."""
   state, wrapper = _load(path), None
-  if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-    state, wrapper = state["state_dict"], "state_dict"
+  if isinstance(state, dict):
+    wrapper = next((key for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
+    state = state[wrapper] if wrapper else state
   torch = import_torch(f"Reading {path}")
   if not isinstance(state, dict) or not state:
     raise WeightsError(f"{path} holds no state dict (name -> tensor) but {type(state).__name__} of no tensors.")
@@ -232,6 +176,6 @@ def _state_dict(path: pathlib.Path) -> tuple[str | None, dict]:
 def _torch_to_numpy(tensor, spec: Spec) -> np.ndarray:
   import torch
 
-  # NumPy has no bfloat16 that PyTorch knows, so the bytes go over.
+  # NumPy has no bfloat16 that PyTorch knows, so the bytes are copied.
   raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-  return np.array(raw).view(DTYPES[spec.dtype]).reshape(spec.shape)
+  return np.array(raw).view(spec.dtype).reshape(spec.shape)

@@ -74,7 +74,7 @@ def unet(checkpoint: Checkpoint) -> dict:
   config = _unet_document(checkpoint)
   # Without any adapter, two are assumed, so that the error names the missing tensors.
   adapters = {int(key.split("_ip.")[1].split(".")[0]) for key in checkpoint.specs if "_ip." in key} or {0, 1}
-  return {"adapter_scales": [1.0] * (max(adapters) + 1)} | config
+  return config | {"adapter_scales": config.get("adapter_scales") or [1.0] * (max(adapters) + 1)}
 
 
 def unet_document(config: Mapping) -> dict:

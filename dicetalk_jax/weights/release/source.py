@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 
 from dicetalk_jax.errors import WeightsError
+from dicetalk_jax.weights.description import check_sampler, read_json
 from dicetalk_jax.weights.networks import NETWORKS, Network, network_shapes
-from dicetalk_jax.weights.release.engine import Entry, plan
 from dicetalk_jax.weights.release.layouts import (
   SAFETENSORS,
   TORCH_SUFFIXES,
@@ -18,11 +18,12 @@ from dicetalk_jax.weights.release.layouts import (
   layout_of,
   shards,
 )
+from dicetalk_jax.weights.release.names import Entry, plan
 from dicetalk_jax.weights.release.readers import CheckpointFile, Spec, open_checkpoint
 from dicetalk_jax.weights.release.sizes import Checkpoint
-from dicetalk_jax.weights.store import check_sampler, read_json
 
 _FLOATS = ("float16", "bfloat16", "float32")
+_PARALLEL = "module."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +91,16 @@ def _open_network(release: Release, network: Network, files: Files) -> ReleasedN
   last: dict[str, int] = {}
   for number in itertools.chain(*groups):
     file = release.files[number]
+    if all(key.startswith(_PARALLEL) for key in file.specs) and not network.table.knows(_PARALLEL):
+      raise WeightsError(
+        f"{file.path}: all names begin with '{_PARALLEL}', as torch.nn.DataParallel saves them; save the state dict of "
+        "`model.module` instead."
+      )
     for key, spec in file.specs.items():
-      if network.table.rule(key, str(file.path)).flax is not None and spec.dtype not in _FLOATS:
-        raise WeightsError(f"{file.path}: tensor '{key}' is {spec.dtype}; one of {', '.join(_FLOATS)} is required.")
+      if network.table.rule(key, str(file.path)).flax is not None and spec.dtype.name not in _FLOATS:
+        raise WeightsError(
+          f"{file.path}: tensor '{key}' is {spec.dtype.name}; one of {', '.join(_FLOATS)} is required."
+        )
       # The last file that has a name fills the parameter.
       specs[key], last[key] = spec, number
 

@@ -1,8 +1,8 @@
-"""The names of every network in PyTorch, as tables of rules (see `engine`)."""
+"""The names of every network in PyTorch, as tables of rules (see `names`)."""
 
 import dataclasses
 
-from dicetalk_jax.weights.release.engine import CONV, CONV_1D, CONV_TIME, LINEAR, Rule, Table
+from dicetalk_jax.weights.release.names import CONV, CONV_1D, CONV_TIME, LINEAR, Rule, Table
 
 
 def _also_spelt(rules: tuple[Rule, ...], prefix: str, other: str) -> tuple[Rule, ...]:

@@ -10,8 +10,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
-from dicetalk_jax.cli import demo
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.encode.networks import Batcher
 from dicetalk_jax.data.encode.record import LARGE, encoded_clip, open_encoded
@@ -67,7 +67,7 @@ CLIPS = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-  return demo.random_weights(tmp_path_factory.mktemp("weights") / "weights")
+  return random_weights(tmp_path_factory.mktemp("weights") / "weights")
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_bound_to_what_it_was_begun_with(tmp_path, clips, weights, whole):
     (dict(what="audio"), "what all, not audio"),
     (dict(reference_every=5), "reference_every 10, not 5"),
     (dict(dtype="bfloat16"), "dtype float32, not bfloat16"),
-    (dict(weights=demo.random_weights(tmp_path / "weights", seed=1)), "other weights of the vae"),
+    (dict(weights=random_weights(tmp_path / "weights", seed=1)), "other weights of the vae"),
     (dict(data=write(tmp_path / "clips", CLIPS[:1], {"train": [1]})), "other clips"),
   ]
   for options, said in others:

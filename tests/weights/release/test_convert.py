@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import struct
@@ -27,11 +28,11 @@ from release import (
 )
 
 from dicetalk_jax.errors import OutputError, WeightsError
-from dicetalk_jax.files import new_folder
-from dicetalk_jax.weights.folder import Weights, convert_release
+from dicetalk_jax.files import new_folder, stop_if_interrupted
+from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import NETWORKS, network_shapes
 from dicetalk_jax.weights.release.convert import convert
-from dicetalk_jax.weights.store import read_item, write_item
+from dicetalk_jax.weights.tensors import shapes_of, write_network
 
 UNET = f"{SVD}/unet/diffusion_pytorch_model.safetensors"
 
@@ -134,6 +135,10 @@ def test_unknown_missing_and_misshapen_tensors_are_named_with_both_shapes(releas
   refused(release, str(path), "blocks.2.weight", "(32, 32, 5, 5)", "(3, 3, 32, 32)")
   rewrite(path, state | {"blocks.2.bias": np.zeros(32, np.int64)})
   refused(release, str(path), "blocks.2.bias", "int64")
+  rewrite(path, state | {"blocks.2.bias": np.zeros(32, np.float64)})
+  refused(release, str(path), "blocks.2.bias", "float64; one of float16, bfloat16, float32 is required")
+  rewrite(path, {f"module.{key}": value for key, value in state.items()})
+  refused(release, str(path), "begin with 'module.'", "torch.nn.DataParallel")
   rewrite(path, state | {"blocks.2.bias": np.full(32, np.nan, np.float32)})
   refused(release, str(path), "blocks.2.bias", "NaN")
 
@@ -216,15 +221,13 @@ def test_no_room_is_said_before_anything_is_written(release, monkeypatch):
   refused(release, "100.0 MB are free", error=OutputError)
 
 
-def test_no_room_on_the_way_leaves_nothing(release, monkeypatch):
-  usage, asked = shutil.disk_usage("/"), []
-
-  def shrinking(path):
-    asked.append(path)
-    return usage._replace(free=10**12 if len(asked) < 4 else 100)
-
-  monkeypatch.setattr(shutil, "disk_usage", shrinking)
-  refused(release, "No space left on device", error=OutputError)
+def test_no_room_on_the_way_leaves_nothing(release):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000_000, hard))
+  try:
+    refused(release, "File too large", error=OutputError)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_no_permission_leaves_nothing(release, tmp_path):
@@ -233,37 +236,39 @@ def test_no_permission_leaves_nothing(release, tmp_path):
     convert(release, tmp_path / "file" / "weights")
 
 
-def test_ctrl_c_waits_for_the_end_of_a_piece(tmp_path):
-  reached = []
+def test_ctrl_c_takes_effect_between_two_tensors(tmp_path):
+  tensors = {name: np.ones(2, np.float32) for name in "abc"}
+  written = []
 
-  def pieces():
-    yield {"a": np.ones(2, np.float32)}
-    signal.raise_signal(signal.SIGINT)
-    reached.append("the end of the second")
-    yield {"b": np.ones(2, np.float32)}
-    reached.append("the third")
+  def arrays():
+    for name, array in tensors.items():
+      if name == "b":
+        signal.raise_signal(signal.SIGINT)
+      yield array
+      written.append(name)
+      stop_if_interrupted()
 
   with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "weights") as folder:
-    write_item(folder / "network", pieces())
-  assert reached == ["the end of the second"] and not list(tmp_path.iterdir())
+    write_network(folder, "network", shapes_of(tensors), arrays())
+  assert written == ["a", "b"] and not list(tmp_path.iterdir())
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupted_conversion_says_so_and_leaves_nothing(release, tmp_path):
-  """Ctrl-C at any moment after the first piece, in the middle of Orbax's writing too."""
+  """Ctrl-C at any moment after the first piece, in the middle of writing too."""
   run = in_another_process(f"""
     import os, signal, sys, threading
     from dicetalk_jax import cli
-    from dicetalk_jax.weights import folder
-    real, timers = folder.convert, []
+    from dicetalk_jax.weights.release import convert as module
+    real, timers = module.convert, []
     def convert(source, target, priors, slim, progress):
       def interrupting(*call):
         progress(*call)
         if not timers:
           timers.append(threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)))
           timers[0].start()
-      real(source, target, priors, slim, interrupting)
-    folder.convert = convert
+      return real(source, target, priors, slim, interrupting)
+    module.convert = convert
     sys.exit(cli.main(["convert", {str(release)!r}, {str(tmp_path / "weights")!r}]))
   """)
   said = run.stderr.decode()
@@ -302,12 +307,9 @@ def test_a_killed_conversion_leaves_no_weights_and_the_next_cleans_up(release, t
   for folder in left:
     with pytest.raises(WeightsError):
       Weights.open(folder)
-  weights = convert_release(release, target)
+  weights = convert(release, target)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "weights"]
-  assert (
-    flatten_dict(weights.load("pose_guider"), sep="/").keys()
-    == flatten_dict(read_item(target / "pose_guider"), sep="/").keys()
-  )
+  assert flatten_dict(weights.load("pose_guider"), sep="/").keys() == weights.tensors("pose_guider").shapes.keys()
 
 
 @pytest.mark.slow

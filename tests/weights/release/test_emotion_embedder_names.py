@@ -14,10 +14,11 @@ from release import load_tensors, small_release, small_weights, variation
 from talkers import EMBEDDER, embedder_params, with_embedder
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.weights.folder import Weights, convert_release
+from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
-from dicetalk_jax.weights.release.engine import plan, to_flax, to_torch
+from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.release.export import export
+from dicetalk_jax.weights.release.names import plan, to_flax, to_torch
 
 TABLE = NETWORKS["emotion_embedder"].table
 
@@ -57,7 +58,7 @@ def test_an_exported_embedder_runs_in_pytorch_and_comes_back(tmp_path_factory, t
   assert max(map(relative_error, ours, theirs)) < 2e-6
 
   export(weights.folder, tmp_path / "all", all=True)
-  again = convert_release(tmp_path / "all", tmp_path / "again")
+  again = convert(tmp_path / "all", tmp_path / "again")
   for name in ("networks", "emotion_embedder", "sampler", "emotions"):
     assert again.config[name] == weights.config[name], name
   for path, value in flatten_dict(again.load("emotion_embedder"), sep="/").items():
@@ -92,7 +93,7 @@ def test_a_release_whose_embedder_lacks_its_sizes_or_has_others_is_refused(tmp_p
     if config:
       described.write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=words):
-      convert_release(source, tmp_path / "converted")
+      convert(source, tmp_path / "converted")
 
 
 @pytest.mark.parametrize("name", ["dropout_rate", "fusion_scale"])

@@ -1,8 +1,8 @@
 """A weights folder -> the released layout, bit by bit."""
 
 import json
-import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,12 +23,12 @@ from release import (
 )
 
 from dicetalk_jax.errors import OutputError, WeightsError
-from dicetalk_jax.weights.folder import Weights, convert_release
+from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import NETWORKS
 from dicetalk_jax.weights.release.convert import convert
-from dicetalk_jax.weights.release.engine import to_torch
 from dicetalk_jax.weights.release.export import export
-from dicetalk_jax.weights.store import item_shapes, read_item
+from dicetalk_jax.weights.release.names import to_torch
+from dicetalk_jax.weights.widening import widen
 
 OWN = {f"DICE-Talk/{name}.pth" for name in ("unet", "pose_guider", "audio_linear", "emo_model")}
 
@@ -58,13 +58,11 @@ def test_relative_paths_are_those_of_the_current_folder(tmp_path_factory, tmp_pa
   monkeypatch.chdir(small_weights(tmp_path_factory).parent)
   export("small_weights", tmp_path / "back")
   assert files(tmp_path / "back") == OWN
-  assert flatten_dict(read_item(pathlib.Path("small_weights/pose_guider")), sep="/").keys()
-  assert item_shapes(pathlib.Path("small_weights/pose_guider"))
 
 
 def published(weights, network):
   """The network's state dict as the weights folder holds it, under PyTorch's names."""
-  return to_torch(NETWORKS[network].table, read_item(weights.folder / network))
+  return to_torch(NETWORKS[network].table, weights.arrays(network))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,7 @@ def published(weights, network):
 )
 def test_every_form_arrives_in_its_own_dtype_and_comes_back(tmp_path, options):
   source = write_release(tmp_path / "source", small=True, **options)
-  weights = convert_release(source, tmp_path / "weights")
+  weights = convert(source, tmp_path / "weights")
   own = load_tensors(source / "DICE-Talk" / "unet.pth")
   unet = published(weights, "unet")
   for key, value in stand_in("unet_tiny").items():
@@ -140,11 +138,11 @@ def test_weights_without_a_source_get_the_released_names(tmp_path_factory, tmp_p
     assert file.metadata() == {"format": "pt"}
   config = json.loads((tmp_path / "back" / SVD / "unet" / "config.json").read_text())
   assert config == json.loads((source / SVD / "unet" / "config.json").read_text())
-  again = convert_release(tmp_path / "back", tmp_path / "again")
+  again = convert(tmp_path / "back", tmp_path / "again")
   assert again.priors().keys() == converted.priors().keys()
   for name, params in networks.items():
     wanted = flatten_dict(params, sep="/")
-    for path, value in flatten_dict(read_item(again.folder / name), sep="/").items():
+    for path, value in flatten_dict(again.arrays(name), sep="/").items():
       np.testing.assert_array_equal(value, wanted[path], f"{name} {path}")
 
 
@@ -163,3 +161,30 @@ def test_a_filled_target_is_left_alone(tmp_path_factory, tmp_path):
   with pytest.raises(OutputError, match="not an empty folder"):
     export(small_weights(tmp_path_factory), tmp_path / "back")
   assert files(tmp_path / "back") == {"mine.pth"}
+
+
+def trained(weights, folder):
+  """As training leaves it: a float32 U-Net in the place of the bfloat16 one, adapters that weigh differently."""
+  unet = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) + 0.125, weights.arrays("unet"))
+  sizes = weights.config["networks"]["unet"] | {"adapter_scales": [1.0, 0.5]}
+  return weights.derive(folder, {"unet": unet}, {"unet": sizes})
+
+
+@pytest.mark.parametrize("change", [None, trained, widen], ids=["packaged", "trained", "widened"])
+def test_weights_of_other_sizes_come_back_through_the_released_layout(tmp_path, change):
+  """The packaged weights have priors of 64 numbers, groups of 8 channels and settings of their own."""
+  weights = Weights.open(Weights.bundled())
+  if change:
+    weights = change(weights, tmp_path / "changed")
+  export(weights.folder, tmp_path / "back", all=True)
+  again = convert(tmp_path / "back", tmp_path / "again")
+  assert again.generation == weights.generation
+  assert again.config["emotion_embedder"] == weights.config["emotion_embedder"]
+  jax.tree.map(np.testing.assert_array_equal, again.priors(), weights.priors())
+  assert again.config["networks"].keys() == weights.config["networks"].keys()
+  for name in weights.config["networks"]:
+    assert again.module(name) == weights.module(name)
+    ours, theirs = flatten_dict(again.arrays(name), sep="/"), flatten_dict(weights.arrays(name), sep="/")
+    assert ours.keys() == theirs.keys()
+    for path, value in theirs.items():
+      assert ours[path].dtype == value.dtype and ours[path].tobytes() == value.tobytes(), path

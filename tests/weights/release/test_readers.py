@@ -58,10 +58,11 @@ def test_reads_views_scalars_and_empty_tensors(tmp_path):
   assert read["empty"].shape == (0, 3) and read["flag"].dtype == bool
 
 
-def test_unwraps_a_state_dict(tmp_path):
-  torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pth")
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "params"])
+def test_unwraps_a_state_dict(tmp_path, wrapper):
+  torch.save({wrapper: {"a": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pth")
   file = open_checkpoint(tmp_path / "a.pth")
-  assert file.wrapper == "state_dict" and list(file.specs) == ["a"]
+  assert file.wrapper == wrapper and list(file.specs) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", "plain.pkl"])
@@ -72,14 +73,16 @@ def test_a_pickle_that_imports_is_refused_and_does_nothing(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps({"b": Touch(made)}))
   else:
     torch.save(state, tmp_path / name, _use_new_zipfile_serialization=name == "zip.pth")
-  with pytest.raises(WeightsError, match=rf"{name} is a pickle that wants to import posix\.system") as caught:
+  with pytest.raises(
+    WeightsError, match=rf"{name} is a pickle that imports (posix\.system|something), which weights never do"
+  ) as caught:
     open_checkpoint(tmp_path / name)
   assert not made.exists() and "\n" not in str(caught.value)
 
 
 def test_a_whole_module_is_refused(tmp_path):
   torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
-  with pytest.raises(WeightsError, match=r"import torch\.nn\.modules\.linear\.Linear"):
+  with pytest.raises(WeightsError, match=r"imports torch\.nn\.modules\.linear\.Linear"):
     open_checkpoint(tmp_path / "a.pth")
 
 

@@ -15,7 +15,7 @@ from dicetalk_jax.models.frame_interpolator import FrameInterpolator
 from dicetalk_jax.models.image_encoder import ImageEncoder
 from dicetalk_jax.models.pose_guider import PoseGuider
 from dicetalk_jax.weights.release import tables
-from dicetalk_jax.weights.release.engine import plan, to_flax, to_torch
+from dicetalk_jax.weights.release.names import plan, to_flax, to_torch
 
 FRAME = (1, 32, 32, 3)
 NETWORKS = {

@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
-from dicetalk_jax.weights.release.engine import Rule, Table, plan, to_flax, to_torch
+from dicetalk_jax.weights.release.names import Rule, Table, plan, to_flax, to_torch
 
 ADAPTERS = {"adapter_scales": [1.0, 1.0]}
 AUDIO = {"window": 10, "states": 5, "d_model": 384}
