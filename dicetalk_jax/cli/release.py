@@ -1,4 +1,4 @@
-"""Verbs about weights: download, convert, export, info, pack, widen, average."""
+"""Verbs for weights: download, convert, export, info, pack, widen, average."""
 
 import dataclasses
 import pathlib
@@ -11,31 +11,31 @@ from dicetalk_jax.cli.terminal import progress_bars
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-  """Fetch the published files from the hub, resumably; only those that convert reads.
+  """Download the published files from the Hugging Face hub. A partial download is continued.
 
   Example: dicetalk download released/
   """
 
   target: tyro.conf.Positional[pathlib.Path]
-  """Folder that gets the released layout."""
+  """Folder for the files, in the released layout."""
 
   token: str | None = None
-  """Of an account that has accepted the licences; default: that of `hf auth login` or HF_TOKEN."""
+  """Token of an account that has accepted the licences. Default: that of `hf auth login` or HF_TOKEN."""
 
   endpoint: str | None = None
-  """Of a mirror of the hub."""
+  """Address of a mirror of the hub."""
 
   def run(self):
     from dicetalk_jax.weights.download import download
 
     with progress_bars(of_bytes=True) as progress:
       download(self.target, token=self.token, endpoint=self.endpoint, progress=progress)
-    print(f"{self.target}: complete; next: dicetalk convert {self.target} weights/")
+    print(f"{self.target}: complete. Next: dicetalk convert {self.target} weights/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-  """Convert the released PyTorch files into a weights folder.
+  """Convert the published PyTorch files into a weights folder.
 
   Example: dicetalk convert released/ weights/ --priors released/emotion_priors
   """
@@ -44,10 +44,10 @@ class Convert:
   """Folder in the released layout."""
 
   weights: tyro.conf.Positional[pathlib.Path]
-  """Weights folder to make; it must not exist, or be empty."""
+  """Weights folder to write. It must be empty or not exist."""
 
   priors: pathlib.Path | None = None
-  """Folder of emotion priors, <label>.npy; default: looked for in SOURCE."""
+  """Folder with the emotion priors, <label>.npy. Default: found in SOURCE."""
 
   slim: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
   """Leave out what only `dicetalk export --all` needs."""
@@ -62,37 +62,37 @@ class Convert:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """Write a weights folder back as PyTorch files of the released layout, bit-equal to what was converted.
+  """Write a weights folder as PyTorch files in the released layout, bit-equal to the converted files.
 
   Example: dicetalk export weights/ exported/
   """
 
   weights: tyro.conf.Positional[pathlib.Path]
-  """Weights folder."""
+  """Weights folder, or a repository of the hub."""
 
   target: tyro.conf.Positional[pathlib.Path]
-  """Folder to write; it must not exist, or be empty."""
+  """Folder to write. It must be empty or not exist."""
 
   all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-  """The parts by others too: Stable Video Diffusion, Whisper, RIFE and the emotion priors."""
+  """Also write Stable Video Diffusion, Whisper, RIFE and the emotion priors. `dicetalk convert` reads such a folder."""
 
   def run(self):
     from dicetalk_jax.weights.release.export import export
 
     with progress_bars(one_bar=True) as progress:
-      written = export(self.weights, self.target, self.all, progress)
-    print("\n".join(str(self.target / path) for path in written))
+      paths = export(self.weights, self.target, self.all, progress)
+    print("\n".join(str(self.target / path) for path in paths))
 
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-  """Print what a weights folder holds.
+  """Show the contents of a weights folder.
 
   Example: dicetalk info weights/
   """
 
   weights: tyro.conf.Positional[pathlib.Path]
-  """Weights folder."""
+  """Weights folder, or a repository of the hub."""
 
   def run(self):
     from dicetalk_jax.weights.folder import Weights
@@ -102,22 +102,22 @@ class Info:
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-  """Make a copy of a weights folder to give away: networks in bfloat16, priors, and how they are meant to be used.
+  """Copy a weights folder to give it away: bfloat16 tensors, priors, and the settings to generate with.
 
   Example: dicetalk pack runs/adaptation/weights small/ --config configs/synthetic_128.py
   """
 
   weights: tyro.conf.Positional[pathlib.Path]
-  """Weights folder to copy."""
+  """Weights folder to copy, or a repository of the hub."""
 
   out: tyro.conf.Positional[pathlib.Path]
-  """Weights folder to make; it must not exist, or be empty."""
+  """Weights folder to write. It must be empty or not exist."""
 
   config: pathlib.Path | None = None
   """Preset with a GenerationConfig: the defaults of `dicetalk generate` with these weights."""
 
   dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-  """Of every tensor."""
+  """Type of all tensors."""
 
   def run(self):
     import jax.numpy as jnp
@@ -131,19 +131,19 @@ class Pack:
 
 @dataclasses.dataclass(frozen=True)
 class Widen:
-  """Make a weights folder whose U-Net has twice the channels and computes the same, to train on from there.
+  """Write weights whose U-Net has twice the channels and the same output, to train further.
 
   Example: dicetalk widen runs/adaptation/weights wider/
   """
 
   weights: tyro.conf.Positional[pathlib.Path]
-  """Weights folder to start from."""
+  """Weights folder to start from, or a repository of the hub."""
 
   out: tyro.conf.Positional[pathlib.Path]
-  """Weights folder to make; it must not exist, or be empty."""
+  """Weights folder to write. It must be empty or not exist."""
 
   seed: int = 0
-  """Of how the two halves of each channel differ."""
+  """Seed of the random differences between the two copies of a channel."""
 
   def run(self):
     from dicetalk_jax.weights.folder import Weights
@@ -154,16 +154,16 @@ class Widen:
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-  """Make a weights folder of the means of several that were trained from one start, each on batches of its own.
+  """Write the mean of several weights folders that were trained from the same start on different batches.
 
   Example: dicetalk average runs/one/weights runs/two/weights --out mean/
   """
 
   weights: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-  """Weights folders, two or more, of the same networks; priors and settings are the first one's."""
+  """Two or more weights folders with the same networks. Priors and settings are the first one's."""
 
   out: pathlib.Path
-  """Weights folder to make; it must not exist, or be empty."""
+  """Weights folder to write. It must be empty or not exist."""
 
   def run(self):
     from dicetalk_jax.weights.averaging import average

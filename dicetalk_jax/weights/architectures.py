@@ -1,8 +1,8 @@
-"""Architectures as a weights folder's config.json has them: the published sizes, and sizes for small models."""
+"""Architectures in the form of a weights folder's config.json: the published ones and small ones."""
 
 from collections.abc import Sequence
 
-# Of the release, and of the parts by others that it is made of.
+# The published model. CLIP's and Whisper's are in transformers' format and come with their files.
 RELEASED = {
   "unet": {
     "in_channels": 8,
@@ -39,7 +39,7 @@ RELEASED = {
     "mid_features": 1280,
     "num_classes": 22,
   },
-  # Not published: the paper's, where it says something.
+  # Not published; from the paper as far as it gives sizes.
   "emotion_embedder": {
     "features": 256,
     "expression_features": 64,
@@ -63,10 +63,10 @@ def small_unet(
   latents: int = 4,
   groups: int = 32,
 ) -> dict:
-  """A U-Net of the same blocks: attention at all levels but the lowest, `head` features a head, tokens of `width`.
+  """A smaller U-Net of the same blocks; attention at all levels but the last, with `head` features per head.
 
-  latents: channels of the VAE's latents; groups: of every normalisation, each of more than one channel for pictures
-  whose colours matter.
+  width: features of a token. latents: channels of the VAE's latents. groups: of every group normalisation; groups of
+  one channel lose the colours of the picture.
   """
   levels = len(channels)
   return RELEASED["unet"] | {
@@ -94,10 +94,10 @@ def small_conditioning(
   d_model: int = 64,
   pose_features: Sequence[int] = (8, 16, 32),
 ) -> dict:
-  """What goes with `small_unet`: speech projection, emotion model and pose guider.
+  """Audio projection, emotion model and pose guider for a `small_unet`.
 
   features, mid_features: the U-Net's first and last channels. states, d_model: of the audio encoder. pose_features: one
-  more than the VAE halves the size.
+  entry more than the VAE halves the image.
   """
   hidden = 2 * width
   return {

@@ -16,7 +16,7 @@ RETAINED = "retained"
 
 
 def read_json(path: pathlib.Path) -> dict:
-  """A JSON object; WeightsError that names the file where it is missing or none."""
+  """A JSON object; WeightsError if the file is missing or holds something else."""
   try:
     value = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
@@ -24,19 +24,19 @@ def read_json(path: pathlib.Path) -> dict:
   except (OSError, ValueError) as error:
     raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
   if not isinstance(value, dict):
-    raise WeightsError(f"{path} holds a JSON {type(value).__name__}, wanted an object.")
+    raise WeightsError(f"{path} holds a JSON {type(value).__name__}; an object is required.")
   return value
 
 
 def read_config(folder: pathlib.Path) -> dict:
-  """The config.json of a weights folder; WeightsError where it is none, or one that this version cannot read."""
+  """The config.json of a weights folder; WeightsError if it is not one that this version can read."""
   if not folder.is_dir():
     raise WeightsError(f"{folder} is not a folder; a weights folder is made by `dicetalk convert SOURCE WEIGHTS`.")
   if not (folder / CONFIG).is_file():
     hint = (
       "it is in the released layout: run `dicetalk convert` on it"
       if (folder / "DICE-Talk").is_dir()
-      else ("it is no weights folder, or an interrupted one")
+      else ("it is not a weights folder, or one whose writing was interrupted")
     )
     raise WeightsError(f"{folder} has no {CONFIG}; {hint}.")
   config = read_json(folder / CONFIG)
@@ -76,7 +76,7 @@ def check_config(config: dict, path: pathlib.Path) -> None:
 
 
 def check_sampler(sampler, path: pathlib.Path) -> None:
-  """WeightsError, naming `path`, where noise levels are given that are not positive numbers."""
+  """WeightsError, with `path` in it, if a noise level is not a positive number."""
   if not isinstance(sampler, dict):
     raise WeightsError(f"{path}: the sampler is {_short(sampler)}; an object with sigma_min and sigma_max is required.")
   for name in ("sigma_min", "sigma_max"):

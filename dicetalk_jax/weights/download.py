@@ -1,4 +1,4 @@
-"""The published files from the Hugging Face hub into the released layout."""
+"""Downloads the published files from the Hugging Face hub into the released layout."""
 
 import hashlib
 import os
@@ -34,11 +34,11 @@ def download(
 ) -> pathlib.Path:
   """Fetches the files that `convert` reads from three repositories of the hub into `target`; returns it.
 
-  Files that are there already stay, and one that was cut short goes on where it stopped. token: of an account that has
-  accepted the licences; None takes the one that `hf auth login` or HF_TOKEN gave. endpoint: of a mirror. progress is
-  called with (file, bytes done, bytes in all).
-  Raises WeightsError where a repository, file, permission or connection is missing, OutputError where `target` cannot
-  be written.
+  Complete files stay, and a partial one is continued. token: of an account that has accepted the licences; by default
+  that of `hf auth login` or HF_TOKEN. endpoint: of a mirror. progress(file, bytes done, bytes in total) is called along
+  the way.
+  Raises WeightsError if a repository, file, permission or connection is missing, OutputError if `target` cannot be
+  written.
   """
   target = expanded(target, "target", OutputError).absolute()
   layout, names = DICETALK, {"own": dicetalk, "svd": svd, "whisper": whisper}
@@ -74,7 +74,7 @@ def download(
 
 
 class _Repository:
-  """One repository of the hub at its newest commit, to be brought into `target`."""
+  """One repository of the hub at its newest commit."""
 
   def __init__(self, name, token, endpoint, target: pathlib.Path, progress: Progress | None):
     self.name, self.token, self.endpoint, self.target, self.progress = name, token, endpoint, target, progress
@@ -104,7 +104,7 @@ class _Repository:
     raise WeightsError(f"The repository {self.name} has no {name}; is it the right one?")
 
   def fetch(self, name: str, relative: str) -> None:
-    """Downloads `name` to `relative` within the target, going on where an earlier download stopped."""
+    """Downloads `name` to `relative` within the target; continues a partial file."""
     path = self.target / relative
     url = hf_hub_url(self.name, name, revision=self.commit, endpoint=self.endpoint)
     with explained(self.name, self.endpoint):
@@ -112,13 +112,13 @@ class _Repository:
     check_answer(url, metadata.commit_hash)
     if path.is_file() and metadata.size == path.stat().st_size:
       return
-    # Named by its content, so that a file that changed upstream is not continued with another's bytes.
+    # Named by its content, so that a file which changed upstream is not continued.
     partial = self.target / _PARTIAL / re.sub(r"\W", "_", f"{self.name}_{name}_{metadata.etag}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     done = partial.stat().st_size if partial.exists() else 0
     if metadata.size is not None and (free := free_space(self.target)) < metadata.size - done:
       needed = f"{readable_size(metadata.size)}, and {readable_size(free)} are free in {self.target}"
-      raise OutputError(f"{relative} needs {needed}; what has arrived is kept there.")
+      raise OutputError(f"{relative} needs {needed}; what has arrived is kept.")
     with partial.open("ab") as file, explained(self.name, self.endpoint):
       http_get(
         url,
@@ -134,7 +134,7 @@ class _Repository:
 
 
 def _reporting_to(progress: Progress | None, name: str) -> type[tqdm]:
-  """A bar that draws nothing and tells `progress`."""
+  """A progress bar that draws nothing and calls `progress`."""
 
   class Bar(tqdm):
     def __init__(self, *_, total=None, initial=0, **__):
@@ -154,7 +154,7 @@ def _verify(path: pathlib.Path, etag: str | None, name: str) -> None:
   if not etag or not _SHA256.fullmatch(etag):
     return
   with path.open("rb") as file:
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-  if found != etag:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  if digest != etag:
     path.unlink()
     raise WeightsError(f"{name} arrived damaged (its SHA-256 is not the hub's); run the same command again.")

@@ -72,7 +72,7 @@ class Weights:
 
   @property
   def generation(self) -> GenerationConfig:
-    """How these weights are meant to be used: the release's settings, but for those that config.json has of its own."""
+    """The settings to generate with: those in config.json, else the release's."""
     own = self.config.get("generation") or {}
     known = {field.name for field in dataclasses.fields(GenerationConfig)}
     if not isinstance(own, Mapping) or not set(own) <= known:
@@ -158,11 +158,11 @@ class Weights:
   def pack(
     self, folder: str | os.PathLike, generation: GenerationConfig | None = None, dtype=jnp.bfloat16
   ) -> "Weights":
-    """Writes a new folder to give away: the networks and priors alone, tensors rounded to `dtype`.
+    """Writes a new folder to give away: networks and priors, tensors rounded to `dtype`.
 
-    generation: how they are meant to be used; None keeps what these weights say. What only an export needs is left out,
-    and config.json's `fits` spares whoever loads them the check that tensors and architecture agree.
-    Raises WeightsError where this folder is damaged, OutputError where `folder` cannot be written.
+    generation: the settings to generate with; None keeps these weights' own. What only an export needs is left out. An
+    entry `fits` in config.json records that the tensors fit the architecture, so that loading need not check it again.
+    Raises WeightsError if this folder is damaged, OutputError if `folder` cannot be written.
     """
     check_new(folder)
     own = dataclasses.asdict(generation or self.generation)
@@ -211,7 +211,7 @@ class Weights:
     return unflatten_dict(dict(self.tensors(network).read()), sep="/")
 
   def priors(self) -> dict[str, dict[str, np.ndarray]]:
-    """label -> {'mu': (256,)[, 'sigma': (256,)]} float32, empty where there are none; WeightsError where damaged."""
+    """label -> {'mu': (d,)[, 'sigma': (d,)]} float32, empty if there are none; WeightsError if damaged."""
     priors = {}
     if self.config.get("emotions"):
       for name, vector in open_files([self.folder / PRIORS]).read():
@@ -263,16 +263,16 @@ def _size(params: Mapping) -> int:
 
 
 def _check_fit(network: str, architecture: Mapping, stored: Mapping, item: str, config: str, hint: str = "") -> None:
-  """WeightsError where the leaves `stored` are not those of the architecture."""
+  """WeightsError if the tensors `stored` are not those of the architecture."""
   wanted = flatten_dict(network_shapes(network, architecture), sep="/")
   for path in sorted(wanted.keys() | stored.keys()):
-    found, right = (tuple(leaves[path].shape) if path in leaves else None for leaves in (stored, wanted))
-    if found != right:
-      found, right = found if path in stored else "missing", right if path in wanted else "none of that name"
-      raise WeightsError(f"{item} does not fit {config}: '{path}' is {found}, wanted {right}{hint}.")
+    ours, right = (tuple(leaves[path].shape) if path in leaves else None for leaves in (stored, wanted))
+    if ours != right:
+      ours, right = ours if path in stored else "missing", right if path in wanted else "none of that name"
+      raise WeightsError(f"{item} does not fit {config}: '{path}' is {ours}, wanted {right}{hint}.")
 
 
 def _mark(network: str, architecture: Mapping, stored: Mapping) -> str:
-  """Of leaves that have been found to fit an architecture: told in no time, where tracing the network takes seconds."""
+  """Digest of tensors that fit an architecture. Comparing it takes no time, tracing the network takes seconds."""
   shapes = sorted((path, list(leaf.shape)) for path, leaf in stored.items())
-  return hashlib.sha256(json.dumps([VERSION, network, architecture, shapes], sort_keys=True).encode()).hexdigest()[:16]
+  return hashlib.sha256(json.dumps([network, architecture, shapes], sort_keys=True).encode()).hexdigest()[:16]

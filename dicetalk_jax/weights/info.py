@@ -5,7 +5,7 @@ import pathlib
 
 from dicetalk_jax.files import readable_size
 
-# What of an architecture a person wants to see at a glance.
+# The sizes of an architecture that `dicetalk info` shows.
 _SIZES = (
   *("block_out_channels", "num_attention_heads", "cross_attention_dim", "adapter_scales", "latent_channels"),
   *("hidden_size", "num_hidden_layers", "patch_size", "d_model", "encoder_layers", "num_mel_bins"),
@@ -15,7 +15,7 @@ _SIZES = (
 
 @dataclasses.dataclass(frozen=True)
 class NetworkInfo:
-  """What a weights folder holds of one network; `bytes` as stored."""
+  """One network of a weights folder; `bytes` as stored."""
 
   parameters: int
   bytes: int
@@ -25,7 +25,7 @@ class NetworkInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-  """What a weights folder holds; str() of it is for people."""
+  """Contents of a weights folder; str() formats them for people."""
 
   folder: pathlib.Path
   version: int

@@ -48,6 +48,7 @@ class Network:
   read: reads the architecture from a released checkpoint; by default it is the JSON document `Files.config`.
   write: architecture -> that JSON document, for export; an empty one is not written.
   make: (architecture, dtype) -> module, where neither of the two ways above is right.
+  initial: flat parameters as the module draws them -> the flat parameters that training from scratch starts with.
   published: every release in a layout that has the network holds it.
   trains: the adaptation may train it.
   float32: it always computes in float32. It runs once per clip and is small, so float32 costs nothing, while rounding
@@ -62,6 +63,7 @@ class Network:
   read: sizes.Reader = dataclasses.field(default=sizes.from_document())
   write: Callable[[Mapping], Mapping] = dict
   make: Callable[[Mapping, typing.Any], nn.Module] | None = None
+  initial: Callable[[dict], dict] | None = None
   published: bool = True
   trains: bool = False
   float32: bool = False
@@ -159,6 +161,15 @@ def _misfit(name: str, error: Exception) -> WeightsError:
   return WeightsError(f"The {name}'s configuration does not describe this network: {cause}.")
 
 
+def _unet_initial(flat: dict) -> dict:
+  """Adapters start as copies of the keys and values beside them, and the output as 0, the mean of the targets."""
+  for path in flat:
+    original, adapter, _ = path.partition("_ip_")
+    if adapter:
+      flat[path] = flat[f"{original}/kernel"]
+  return flat | {path: jnp.zeros_like(leaf) for path, leaf in flat.items() if path.startswith("conv_out/")}
+
+
 def _embedder_inputs(module, config) -> dict:
   mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
   return {
@@ -185,6 +196,7 @@ for _network in (
     read=sizes.unet,
     write=sizes.unet_document,
     make=lambda config, dtype: UNet.from_config(config, adapter_scales=tuple(config["adapter_scales"]), dtype=dtype),
+    initial=_unet_initial,
     trains=True,
   ),
   Network(

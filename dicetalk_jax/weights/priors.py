@@ -1,8 +1,8 @@
 """Emotion prior files: the Gaussian of an emotion (Eq. 4, 5) as `.npy`, `.npz` or `.safetensors`.
 
-A prior is its mean `mu` and, where the file has it, its deviation `sigma`. The released files are `.npy` files that
-pickle a dict, {'mu': float32 (1, 256)}. Their pickle is read here without NumPy's or anybody's callables, so it can run
-no code.
+A prior is a mean `mu` and, if the file has it, a standard deviation `sigma`. The released files are `.npy` files with a
+pickled dict, {'mu': float32 (1, 256)}. The pickle is read without calling anything that it names, so it cannot run
+code.
 """
 
 import io
@@ -24,7 +24,7 @@ _LARGEST = 1 << 20  # bytes; a prior takes about 1500
 
 
 class Prior(NamedTuple):
-  """The Gaussian of an emotion: mu (d,) and sigma (d,), float32; sigma is None where it is not known."""
+  """The Gaussian of an emotion: mu (d,) and sigma (d,), float32; sigma is None if unknown."""
 
   mu: np.ndarray
   sigma: np.ndarray | None = None
@@ -33,33 +33,33 @@ class Prior(NamedTuple):
 def read_prior(path: str | os.PathLike, size: int = 256) -> Prior:
   """Reads a prior of `size` numbers from a `.npy` (plain, or pickled as released), `.npz` or `.safetensors` file.
 
-  Raises InputError where the file is missing, empty, damaged, of another size, not finite, has keys other than mu and
-  sigma, or is a pickle of anything else.
+  Raises InputError if the file is missing, empty, damaged, of another size, not finite, has keys other than mu and
+  sigma, or is a pickle of something else.
   """
   path = pathlib.Path(path)
   readers = dict(zip(SUFFIXES, (_npy, _npz, safetensors.numpy.load), strict=True))
   data = _content(path)
   if path.suffix.lower() not in readers:
-    raise InputError(f"{path} is no emotion prior: those are {', '.join(SUFFIXES)} files.")
+    raise InputError(f"{path} is no emotion prior; a prior is a {', '.join(SUFFIXES)} file.")
   try:
     fields = readers[path.suffix.lower()](data)
     if "mu" not in fields or not set(fields) <= {"mu", "sigma"}:
-      found = ", ".join(sorted(str(key)[:40] for key in fields)[:8]) or "nothing"
-      raise _NoPrior(f"it should hold mu and may hold sigma, but holds {found}")
+      keys = ", ".join(sorted(str(key)[:40] for key in fields)[:8]) or "nothing"
+      raise _NoPrior(f"it must have mu and may have sigma, but holds {keys}")
   except _NoPrior as error:
     raise InputError(f"{path} is no emotion prior: {error}.") from None
-  except Exception:  # whatever a damaged or hostile file makes the libraries raise, to a person it is one thing
+  except Exception:  # the libraries raise many types for a damaged or hostile file
     raise InputError(f"{path} cannot be read: it is damaged, or not a {path.suffix} file.") from None
   mu, sigma = (vector(fields[key], size, f"{key} of {path}") if key in fields else None for key in Prior._fields)
   if sigma is not None and (sigma < 0).any():
-    raise InputError(f"sigma of {path} has negative numbers; a deviation has none.")
+    raise InputError(f"sigma of {path} has negative numbers; a standard deviation cannot be negative.")
   return Prior(mu, sigma)
 
 
 def read_priors(folder: str | os.PathLike, size: int = 256) -> dict[str, dict[str, np.ndarray]]:
   """Reads a folder of `<label>.npy`, `.npz` or `.safetensors` files: label -> {'mu': (size,)[, 'sigma': (size,)]}.
 
-  Raises InputError where the folder is missing, holds no prior file or two of one label, or a file cannot be used.
+  Raises InputError if the folder is missing, has no prior file or two of one label, or a file cannot be used.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
@@ -78,7 +78,7 @@ def read_priors(folder: str | os.PathLike, size: int = 256) -> dict[str, dict[st
 
 
 def finite(value, name: str) -> np.ndarray:
-  """`value` as a float32 array; InputError, which calls it `name`, where it is not made of finite numbers."""
+  """`value` as a float32 array; InputError, with `name` in it, if it does not consist of finite numbers."""
   try:
     array = np.asarray(value)
     if array.dtype.kind not in "fiuV":  # V: bfloat16
@@ -93,7 +93,7 @@ def finite(value, name: str) -> np.ndarray:
 
 
 def vector(value, size: int, name: str) -> np.ndarray:
-  """`value` as a float32 vector (size,), whatever axes of length 1 it has; InputError, naming it `name`, otherwise."""
+  """`value`, which may have axes of length 1, as a float32 vector (size,); InputError, with `name` in it, otherwise."""
   array = finite(value, name)
   if array.size != size or max(array.shape, default=0) != size:
     raise InputError(f"{name} has shape {array.shape}; an emotion prior of these weights has {size} numbers.")
@@ -101,7 +101,7 @@ def vector(value, size: int, name: str) -> np.ndarray:
 
 
 class _NoPrior(ValueError):
-  """Why a file is no prior, for the end of a sentence."""
+  """Why a file is not a prior, as the end of a sentence."""
 
 
 def _content(path: pathlib.Path) -> bytes:
@@ -145,7 +145,7 @@ def _npz(data: bytes) -> dict:
 
 
 def _array(content: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
-  # Checked against the bytes at hand first, so that no declared shape can ask for memory.
+  # Compared with the actual bytes first, so that a declared shape cannot allocate memory.
   sane = len(shape) <= 8 and all(isinstance(side, int) and side >= 0 for side in shape)
   if not sane or math.prod(shape) * dtype.itemsize != len(content):
     raise _NoPrior("it does not hold the numbers its header announces")
@@ -153,7 +153,7 @@ def _array(content: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: boo
 
 
 class _Inert:
-  """Stands for what a pickle imports, calls or builds; it only notes what was asked for."""
+  """Stands for what a pickle imports, calls or builds; it only records the arguments."""
 
   def __init__(self, name, args=()):
     self.name, self.args, self.state = name, args, None
@@ -165,11 +165,11 @@ class _Inert:
     self.state = state
 
 
-# What NumPy's own pickles of arrays use. LONG_BINPUT is not among it: its index alone can ask for gigabytes.
+# The instructions in NumPy's pickles of arrays. Not LONG_BINPUT: its index alone can allocate gigabytes.
 _OPCODES = """PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD BINPUT MEMOIZE BINGET LONG_BINGET NONE NEWTRUE
   NEWFALSE BININT BININT1 BININT2 SHORT_BINBYTES BINBYTES BYTEARRAY8 BINUNICODE SHORT_BINUNICODE EMPTY_TUPLE TUPLE
   TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS"""
-# A released prior takes 97. Without a bound, hashing tuples nested a million deep would crash the interpreter.
+# A released prior has 97. Hashing a tuple nested a million levels deep would crash the interpreter.
 _MOST_OPCODES = 1000
 _IMPORTS = {("numpy", "ndarray"), ("numpy", "dtype")}
 _IMPORTS |= {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")}
@@ -199,8 +199,8 @@ def _pickled_dict(content: bytes) -> dict:
   raise _NoPrior("its pickle is not that of a dict with mu")
 
 
-def _pickled_array(made) -> np.ndarray:
-  match made:
+def _pickled_array(value) -> np.ndarray:
+  match value:
     case _Inert(name="_reconstruct", state=(_, tuple() as shape, dtype, bool() as fortran, bytes() as content)):
       pass
     case _Inert(

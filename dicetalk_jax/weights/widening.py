@@ -1,7 +1,7 @@
-"""A trained U-Net with twice the channels that computes the same: what a small one has learned, for a larger one.
+"""Doubles the channels of a trained U-Net without changing its output (Net2WiderNet, Chen et al., 2016).
 
-Each unit becomes two that are alike, and whatever reads them gives each half of the weight (Net2WiderNet of Chen et
-al., 2016). Means, variances and groups of normalisations stay as they are, for every unit is doubled in place.
+Each channel becomes two equal ones side by side, and the layers that read them halve their weights. Means,
+variances and groups of normalisations do not change.
 """
 
 import os
@@ -15,33 +15,33 @@ from dicetalk_jax.files import check_new
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import network_shapes
 
-# Of each network the sizes that double.
+# Sizes that double.
 _SIZES = {
   "unet": ("block_out_channels", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
   "pose_guider": ("features",),
   "emotion_model": ("mid_features",),
 }
-# They read cosines and sines: of twice as many frequencies, each second is one that was there before.
+# They read sinusoids. With twice as many frequencies, every second one is an old one.
 _OF_SINUSOIDS = ("time_embedding/linear_1", "time_pos_embed/linear_1", "add_embedding/linear_1")
-# Of what is added to one of two weights and taken from the other, in standard deviations of the weights.
+# Noise that is added to one of two equal weights and subtracted from the other, in standard deviations of the weights.
 _APART = 0.5
 
 
 def widen(weights: Weights, out: str | os.PathLike, seed: int = 0) -> Weights:
-  """Saves `weights` in a new folder `out` with a U-Net twice as wide, and all else that has to do with its width.
+  """Writes `weights` to a new folder `out` with a U-Net of twice the width and the networks that depend on its width.
 
-  Attention keeps its heads, each of twice the features. Two halves of a unit learn apart, for what reads them does not
-  weigh them alike; the difference is random, of `seed`. All else is as in `weights`. Raises WeightsError for weights
-  without a U-Net and what `Weights.derive` raises.
+  Attention keeps the number of heads; each has twice the features. Random differences, drawn from `seed`, between the
+  weights that read two equal channels let these learn different things. Raises WeightsError if there is no U-Net, and
+  what `Weights.derive` raises.
   """
   held = weights.config["networks"]
   if "unet" not in held:
-    raise WeightsError(f"{weights.folder} holds no unet, wanted weights of an adaptation; give such a folder")
+    raise WeightsError(f"{weights.folder} has no unet; give weights with a U-Net")
   check_new(out)
   rng = np.random.default_rng([0x51DE, seed])
   architectures = {name: _doubled(held[name], sizes) for name, sizes in _SIZES.items() if name in held}
   networks = {
-    name: _widened(weights.load(name), flatten_dict(network_shapes(name, architecture), sep="/"), rng)
+    name: _widened(weights.arrays(name), flatten_dict(network_shapes(name, architecture), sep="/"), rng)
     for name, architecture in architectures.items()
   }
   return weights.derive(out, networks, architectures)
@@ -55,11 +55,10 @@ def _doubled(architecture: Mapping, sizes) -> dict:
 
 
 def _widened(params: Mapping, shapes: Mapping, rng) -> dict:
-  """Nested parameters in the shapes {path: shape} of a network of which any axis is as long as it was, or twice."""
+  """Nested parameters in the shapes {path: shape}; each axis is as long as before, or twice."""
   wide = {}
   for path, leaf in flatten_dict(params, sep="/").items():
-    made = _weight(path, np.asarray(leaf, np.float32), shapes[path].shape, rng)
-    wide[path] = made.astype(np.asarray(leaf).dtype)
+    wide[path] = _weight(path, np.asarray(leaf, np.float32), shapes[path].shape, rng).astype(leaf.dtype)
   return unflatten_dict(wide, sep="/")
 
 
@@ -77,7 +76,7 @@ def _weight(path: str, x: np.ndarray, shape: tuple[int, ...], rng) -> np.ndarray
   read = [axis for axis in doubled if axis < x.ndim - 1]
   x = x / 2 ** len(read)
   if "/to_q/" in path:
-    # Queries meet keys in twice the features, of which the scale takes the root.
+    # Attention scales by the root of the features of a head, which double.
     x = x / np.sqrt(2)
   for axis in read:
     half = [length // 2 if i == axis else length for i, length in enumerate(x.shape)]

@@ -1,8 +1,8 @@
-"""PyTorch state dicts <-> Flax parameters through one table of rules a network, in both directions.
+"""PyTorch state dicts <-> Flax parameters: one table of rules per network, used in both directions.
 
-A rule pairs two name templates that share their placeholders. `{module}` stands for any run of module names and is
-respelt on the way (`down_blocks.0.resnets.1` <-> `down_blocks_0/resnets_1`); `{i}`, `{j}` stand for a number as it is.
-A placeholder may narrow what it matches: `{module:.*norm}`.
+A rule pairs two name templates that share their placeholders. `{module}` matches any run of module names and is
+respelt (`down_blocks.0.resnets.1` <-> `down_blocks_0/resnets_1`); `{i}`, `{j}` match a number.
+A placeholder may say what it matches: `{module:.*norm}`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Transform:
   squeeze: tuple[int, ...] = ()
 
   def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-    """The Flax shape of a PyTorch tensor's shape; None where the rank does not fit."""
+    """The Flax shape of a PyTorch tensor's shape; None if the rank does not fit."""
     if self.axes is None:
       return tuple(shape)
     if len(shape) != len(self.axes):
@@ -80,9 +80,9 @@ def _compile(template: str, narrow: Mapping[str, str]) -> re.Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """One row of a table: PyTorch name template, Flax path template (None: the network does not use it), layout.
+  """One row of a table: PyTorch name template, Flax path template (None: the network does not use it) and transform.
 
-  alias: another spelling of names that a different row has, read but never written.
+  alias: another spelling of the names in a different row; it is read but never written.
   """
 
   torch: str
@@ -111,7 +111,7 @@ class Rule:
     return True, _PLACEHOLDER.sub(lambda hole: _flax_spelling(match[hole[1]]), self.flax)
 
   def key(self, path: str) -> str | None:
-    """The PyTorch name of a Flax path, where this rule makes that path from that name."""
+    """The PyTorch name of a Flax path, if this rule makes that path from that name."""
     if self.alias or self.flax is None or not (match := self._flax_pattern.fullmatch(path)):
       return None
     key = _PLACEHOLDER.sub(lambda hole: _torch_spelling(match[hole[1]]), self.torch)
@@ -132,9 +132,9 @@ class Table:
   def rule(self, key: str, source: str = "") -> Rule:
     covering = [rule for rule in self.rules if rule.path(key)[0]]
     if len(covering) != 1:
-      found = "no rule covers it" if not covering else "rules " + ", ".join(r.torch for r in covering) + " cover it"
+      rules = "no rule covers it" if not covering else "rules " + ", ".join(r.torch for r in covering) + " cover it"
       raise WeightsError(
-        f"{source or self.network}: tensor '{key}' is not one of the {self.network}'s: {found}; "
+        f"{source or self.network}: tensor '{key}' is not one of the {self.network}'s: {rules}; "
         "is this the file of another network or model?"
       )
     return covering[0]
@@ -144,7 +144,7 @@ class Table:
     keys = {key for rule in self.rules if (key := rule.key(path)) is not None}
     if len(keys) != 1:
       raise WeightsError(
-        f"{self.network}: parameter '{path}' has {len(keys)} PyTorch names, wanted one: {sorted(keys)}"
+        f"{self.network}: parameter '{path}' has {len(keys)} PyTorch names, one is required: {sorted(keys)}"
       )
     return keys.pop()
 
@@ -162,9 +162,9 @@ def plan(table: Table, shapes: Mapping[str, Sequence[int]], target: Mapping, sou
   """Pairs every PyTorch tensor with its parameter before any data is read.
 
   shapes: PyTorch name -> shape. target: the network's parameters as nested dicts of anything with a shape
-  (`jax.eval_shape` of its init). Raises WeightsError for a tensor without a rule or whose parameter the network does
-  not have, two tensors for one parameter, a wrong shape, or a parameter that no tensor fills; it names the key, the
-  shape found and the shape wanted.
+  (`jax.eval_shape` of its init). Raises WeightsError for a tensor without a rule or without a parameter in the
+  network, two tensors for one parameter, a wrong shape, or a parameter without a tensor; the message has the key, its
+  shape and the required shape.
   """
   source = source or table.network
   wanted = {path: tuple(leaf.shape) for path, leaf in flatten_dict(target, sep="/").items()}
@@ -175,13 +175,13 @@ def plan(table: Table, shapes: Mapping[str, Sequence[int]], target: Mapping, sou
     entries.append(Entry(key, path, rule.transform))
     if path is None:
       continue
-    found = rule.transform.shape(shape)
+    flax_shape = rule.transform.shape(shape)
     if path not in wanted:
       raise WeightsError(f"{source}: tensor '{key}' {tuple(shape)} has no place in this {table.network} (no '{path}')")
-    if found != wanted[path]:
+    if flax_shape != wanted[path]:
       raise WeightsError(
-        f"{source}: tensor '{key}' has shape {tuple(shape)}, which makes {found}, but '{path}' of the "
-        f"{table.network} wants {wanted[path]}; the file and its config.json do not belong together"
+        f"{source}: tensor '{key}' has shape {tuple(shape)}, which makes {flax_shape}, but '{path}' of the "
+        f"{table.network} has {wanted[path]}; the file and its config.json do not belong together"
       )
     if path in filled:
       raise WeightsError(f"{source}: tensors '{filled[path]}' and '{key}' both fill '{path}' of the {table.network}")
@@ -195,7 +195,7 @@ def plan(table: Table, shapes: Mapping[str, Sequence[int]], target: Mapping, sou
 
 
 def to_flax(table: Table, tensors: Mapping, target: Mapping, source: str = "") -> dict:
-  """A whole state dict (name -> array) -> nested Flax parameters, dtypes kept; errors as in `plan`."""
+  """A whole state dict (name -> array) -> nested Flax parameters of the same dtypes; raises as `plan`."""
   entries = plan(table, {key: value.shape for key, value in tensors.items()}, target, source)
   return unflatten_dict(
     {e.path: e.transform.to_flax(np.asarray(tensors[e.key])) for e in entries if e.path is not None}, sep="/"
@@ -203,7 +203,7 @@ def to_flax(table: Table, tensors: Mapping, target: Mapping, source: str = "") -
 
 
 def to_torch(table: Table, params: Mapping) -> dict[str, np.ndarray]:
-  """Nested Flax parameters -> state dict (name -> array), dtypes kept."""
+  """Nested Flax parameters -> state dict (name -> array) of the same dtypes."""
   state = {}
   for path, value in flatten_dict(params, sep="/").items():
     key = table.key(path)

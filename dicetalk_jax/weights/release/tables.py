@@ -6,7 +6,7 @@ from dicetalk_jax.weights.release.names import CONV, CONV_1D, CONV_TIME, LINEAR,
 
 
 def _also_spelt(rules: tuple[Rule, ...], prefix: str, other: str) -> tuple[Rule, ...]:
-  """The rules, and the same for names that begin with `other` in the place of `prefix`."""
+  """The rules, and the same rules for names that begin with `other` instead of `prefix`."""
   aliases = (dataclasses.replace(rule, torch=other + rule.torch.removeprefix(prefix), alias=True) for rule in rules)
   return (*rules, *aliases)
 
@@ -102,12 +102,12 @@ EMOTION_MODEL = Table(
     *_TOKEN_PROJECTION,
     Rule(r"{module:\w+\.fc\w*}.weight", "{module}/kernel", LINEAR),
     Rule("codebook.codebook.weight", "codebook/codebook/embedding"),
-    # Of an ablation that was not published.
+    # The learnable conditioning of the paper's ablation; not published.
     Rule("query", "query"),
   ),
 )
 
-# Not published: the names are ours, as PyTorch would have them.
+# Not published. The names are ours, in PyTorch's style.
 EMOTION_EMBEDDER = Table(
   "emotion_embedder",
   (
@@ -137,7 +137,7 @@ FRAME_INTERPOLATOR = Table(
       Rule(f"module.{{module:{_RIFE_CONV}}}.weight", "{module}/kernel", CONV),
       Rule(f"module.{{module:{_RIFE_CONV}}}.bias", "{module}/bias"),
       Rule(f"module.{{module:{_RIFE_SLOPE}}}.weight", "{module}/negative_slope"),
-      # The teacher, which only RIFE's training uses.
+      # The teacher network, used only in RIFE's training.
       Rule("module.block_tea.{rest}", None),
     ),
     prefix="module.",
