@@ -17,10 +17,10 @@ from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import existing_file
 from dicetalk_jax.inference.recordings import is_recording
 from dicetalk_jax.media.audio import is_silent, read_audio
+from dicetalk_jax.media.containers import decoded, open_sound
 from dicetalk_jax.media.expression import SUFFIXES as COEFFICIENTS
 from dicetalk_jax.media.face import FaceDetector, HaarDetector
 from dicetalk_jax.media.image import read_image, resize
-from dicetalk_jax.media.packets import decoded
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 from dicetalk_jax.weights.priors import SUFFIXES as PRIORS
 from dicetalk_jax.weights.priors import read_prior
@@ -187,15 +187,13 @@ def _seconds_up_to(upload, most) -> float:
   """How long a sound lasts, counted while it is decoded, and no further than `most` seconds and a bit."""
   seconds = 0.0
   try:
-    with av.open(str(upload.path), metadata_errors="ignore") as container:
-      if container.streams.audio:
-        for frame in decoded(container, container.streams.audio[0]):
-          seconds += frame.samples / frame.sample_rate
-          if seconds > most:
-            declared = float(container.duration or 0) / av.time_base
-            return max(declared, seconds)
-  except (av.FFmpegError, OSError, ValueError):
-    return 0.0  # told by the reader, better
+    with open_sound(upload.path) as (container, stream):
+      for frame in decoded(container, stream):
+        seconds += frame.samples / frame.sample_rate
+        if seconds > most:
+          return max(float(container.duration or 0) / av.time_base, seconds)
+  except InputError:
+    return 0.0  # `read_audio` reports it
   return seconds
 
 

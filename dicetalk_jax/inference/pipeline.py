@@ -138,7 +138,8 @@ class DiceTalk:
     if isinstance(audio, np.ndarray | jax.Array | list):
       audio = np.asarray(audio), SAMPLE_RATE
     sound, rate = read_sound(audio)
-    speech = read_audio((sound, rate), name=sound_name(audio))
+    heard = []
+    speech = read_audio((sound, rate), name=sound_name(audio), notes=heard)
     frames = conditions.frame_count(len(speech))
     noise = _noise(noise, seed, self._latent_shape(frames + window, portrait))
     report = progress or (lambda stage, done, total: None)
@@ -181,7 +182,7 @@ class DiceTalk:
       audio=sound,
       sample_rate=rate,
       portrait_size=portrait.original_size,
-      notes=(*notes, *_notes(portrait, speech)),
+      notes=(*notes, *heard, *_notes(portrait, speech)),
     )
 
   def resolve_emotion(self, emotion) -> Emotion:

@@ -10,10 +10,11 @@ import numpy as np
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media.audio import SOUND_SUFFIXES, is_silent, read_audio
+from dicetalk_jax.media.containers import open_video
 from dicetalk_jax.media.expression import COEFFICIENTS, SUFFIXES, coefficients_of, read_expression
 from dicetalk_jax.media.streaming import stream_pictures, stream_sound
 from dicetalk_jax.media.timing import PictureTimes
-from dicetalk_jax.media.video import VIDEO_SUFFIXES, open_video
+from dicetalk_jax.media.video import VIDEO_SUFFIXES
 from dicetalk_jax.vocabulary import EXPRESSION_DIM, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 _VIDEOS, _SOUNDS = (*VIDEO_SUFFIXES, ".gif"), SOUND_SUFFIXES

@@ -1,5 +1,6 @@
 """Speech: any sound -> 16 kHz mono, and Whisper's log-mel spectrogram of it."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ import soxr
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import existing_file
-from dicetalk_jax.media.packets import decoded
+from dicetalk_jax.media.channels import is_default, mono, stereo
+from dicetalk_jax.media.containers import decoded, open_sound
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 
 # Files that are taken for sounds.
@@ -30,28 +32,31 @@ WINDOW_SAMPLES, HOP_SAMPLES = 400, 160
 _LIBSNDFILE_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd")
 
 
-def read_audio(source, rate: int = SAMPLE_RATE, name: str | None = None) -> np.ndarray:
+def read_audio(source, rate: int = SAMPLE_RATE, name: str | None = None, notes: list[str] | None = None) -> np.ndarray:
   """Any sound -> (n,) float32 mono at `rate` samples a second.
 
   source: as in `read_sound`, or an array alone, which is at `rate` already. As the release does: the mean of the
-  channels, soxr's HQ filter, n = ⌈samples · rate / source rate⌉. Raises InputError as `read_sound` does, and for less
-  than two frames at 12.5 a second (0.16 s). `name` is what errors call the source, where it is an array.
+  channels (see `channels.Mono` for exceptions), soxr's HQ filter, n = ⌈samples · rate / source rate⌉. name: of the
+  source in errors, where it is an array. notes: gets what a user should know of how the sound was changed. Raises
+  InputError as `read_sound` does, and for less than two frames at 12.5 a second (0.16 s).
   """
   if isinstance(source, np.ndarray | list):
     source = (source, rate)
-  sound, found = read_sound(source)
-  mono = sound.mean(axis=1)
-  if len(mono) < SHORTEST_SECONDS * found:
-    milliseconds = len(mono) * 1000 // found
+  sound, source_rate = read_sound(source)
+  speech, changes = mono(sound)
+  if notes is not None:
+    notes += changes
+  if len(speech) < SHORTEST_SECONDS * source_rate:
+    milliseconds = len(speech) * 1000 // source_rate
     raise InputError(
       f"{name or sound_name(source)} lasts {milliseconds / 1000:g} s; a video needs at least two frames, "
       f"{SHORTEST_SECONDS:.2f} s of sound"
     )
-  if found == rate:
-    return mono
-  wanted = -(-len(mono) * rate // found)
-  mono = soxr.resample(mono, found, rate, quality="HQ")[:wanted]
-  return np.pad(mono, (0, wanted - len(mono)))
+  if source_rate == rate:
+    return speech
+  length = -(-len(speech) * rate // source_rate)
+  speech = soxr.resample(speech, source_rate, rate, quality="HQ")[:length]
+  return np.pad(speech, (0, length - len(speech)))
 
 
 def read_sound(source) -> tuple[np.ndarray, int]:
@@ -149,24 +154,26 @@ def _read_file(path: Path) -> tuple[np.ndarray, int]:
   with path.open("rb") as file:
     known = file.read(4) in _LIBSNDFILE_MAGIC
   if known:
-    try:
-      sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
-      return sound, rate
-    except soundfile.LibsndfileError:
-      pass  # such as an AVI, which is RIFF too
+    with contextlib.suppress(soundfile.LibsndfileError):  # such as an AVI, which is RIFF too
+      sound, rate = soundfile.read(path.absolute(), dtype="float32", always_2d=True)
+      if len(sound) and sound.shape[1] <= 2:
+        return sound, rate
+      if not len(sound):
+        # A recorder that was cut off leaves a length of 0 in the header: FFmpeg looks at the file's own length.
+        with contextlib.suppress(InputError):
+          return _decode(path)
+        return sound, rate
+  # Only FFmpeg tells the names of channels.
   return _decode(path)
 
 
 def _decode(path: Path) -> tuple[np.ndarray, int]:
   """The first sound stream of a file FFmpeg knows, as far as it can be decoded."""
-  unreadable = f"audio {path} is not a sound that can be read, or is damaged"
-  try:
-    with av.open(str(path), metadata_errors="ignore") as container:
-      if not container.streams.audio:
-        raise InputError(f"audio {path} has no sound stream; give a sound file or a video with sound")
-      return _join(decoded(container, container.streams.audio[0]))
-  except (av.FFmpegError, OSError, ValueError) as error:
-    raise InputError(f"{unreadable} ({getattr(error, 'strerror', None) or error})") from error
+  with open_sound(path) as (container, stream):
+    names = tuple(channel.name for channel in stream.layout.channels)
+    sound, rate = _join(decoded(container, stream))
+  # Whoever gets an array of so many channels takes it for the default layout.
+  return sound if is_default(names) else stereo(sound, names), rate
 
 
 def _join(frames: Iterable[av.AudioFrame]) -> tuple[np.ndarray, int]:

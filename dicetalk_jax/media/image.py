@@ -1,11 +1,13 @@
 """A portrait: any picture -> the arrays the networks take (released: RGB, shorter side 512, Lanczos)."""
 
+import contextlib
+import io
 import math
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import existing_file
@@ -21,9 +23,9 @@ def read_image(source) -> np.ndarray:
   """Any picture -> (h, w, 3) uint8 RGB.
 
   source: a path of anything Pillow reads (of an animation the first frame), a PIL image, or an array (h, w),
-  (h, w, 1), (h, w, 3) or (h, w, 4), uint8 or float in [0, 1]. EXIF rotation is applied, transparency laid over white,
-  16-bit grey scaled to 8 bits. Raises InputError for what is missing, unreadable, damaged, under 16 pixels on a side
-  or so large that Pillow takes it for an attack.
+  (h, w, 1), (h, w, 3) or (h, w, 4), uint8 or float in [0, 1]. EXIF rotation is applied, a colour profile converted to
+  sRGB, transparency laid over white, 16-bit grey scaled to 8 bits. Raises InputError for what is missing, unreadable,
+  damaged, under 16 pixels on a side or so large that Pillow takes it for an attack.
   """
   if isinstance(source, str | Path):
     pixels = _read_file(existing_file(source, "portrait"))
@@ -44,6 +46,11 @@ def _read_file(path: Path) -> np.ndarray:
       warnings.simplefilter("error", Image.DecompressionBombWarning)
       # Pillow warns of odd metadata in files that it reads well.
       warnings.simplefilter("ignore", UserWarning)
+      if _is_heic(path):
+        with contextlib.suppress(ImportError):
+          import pillow_heif
+
+          pillow_heif.register_heif_opener()
       with Image.open(path) as image:
         image.load()
         return _to_rgb(image)
@@ -52,19 +59,47 @@ def _read_file(path: Path) -> np.ndarray:
       f"portrait {path} has more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels; make it smaller first"
     ) from error
   except UnidentifiedImageError as error:
+    if _is_heic(path):
+      raise InputError(
+        f"portrait {path} is a HEIC image, which Pillow reads with the plug-in pillow-heif: run `pip install "
+        "pillow-heif`, or save the picture as JPEG"
+      ) from error
     raise InputError(f"portrait {path} is not an image that can be read; give a PNG, JPEG or WebP file") from error
   except Exception as error:  # a damaged file makes decoders raise nearly anything
     raise InputError(f"portrait {path} is damaged or cut short ({error}); save or download it again") from error
 
 
+def _is_heic(path: Path) -> bool:
+  with path.open("rb") as file:
+    return file.read(12)[4:] in {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1")}
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
-  image = ImageOps.exif_transpose(image)
+  image = _to_srgb(ImageOps.exif_transpose(image))
   if image.mode.startswith("I") or image.mode == "F":
     return _deep_grey_to_rgb(np.asarray(image))
   if image.has_transparency_data:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
   return np.array(image.convert("RGB"))
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+  """Converts the colours of an embedded profile, such as Display P3; an sRGB image stays as it is, to the bit."""
+  profile = image.info.get("icc_profile")
+  if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+    return image
+  try:
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "sRGB" in ImageCms.getProfileDescription(profile):
+      return image
+    colours = image.convert("RGB") if image.mode == "RGBA" else image
+    colours = ImageCms.profileToProfile(colours, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+  except (ImageCms.PyCMSError, OSError):
+    return image  # a damaged profile, or one of another kind of colours
+  if image.mode == "RGBA":
+    colours.putalpha(image.getchannel("A"))
+  return colours
 
 
 def _deep_grey_to_rgb(grey: np.ndarray) -> np.ndarray:

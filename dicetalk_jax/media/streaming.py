@@ -9,13 +9,10 @@ import soxr
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import existing_file
-from dicetalk_jax.media.packets import decoded
-from dicetalk_jax.media.video import open_video
+from dicetalk_jax.media.channels import Mono
+from dicetalk_jax.media.containers import decoded, open_media, open_sound, open_video, to_rgb
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 
-_UNSPECIFIED, _BT709 = 2, 1  # codes of a colour matrix (ISO/IEC 23091-2)
-# From this height on players take an unnamed colour matrix for that of high definition.
-_HIGH_DEFINITION = 720
 # A gap or overlap between two blocks of sound of less is the rounding of their time stamps.
 _STAMP_TOLERANCE = 0.015
 # A longer gap is a broken clock; what follows is left out.
@@ -32,26 +29,12 @@ class Picture:
   @functools.cached_property
   def pixels(self) -> np.ndarray:
     """(height, width, 3) uint8 RGB, turned and of square pixels."""
-    return self._converted(self.width, self.height)
+    return to_rgb(self._frame, (self.width, self.height))
 
   def reduced(self, shorter_side: int, grey: bool = False) -> np.ndarray:
     """`pixels` with the shorter side at most so long; grey: (height, width), and quicker."""
     scale = min(1.0, shorter_side / min(self.width, self.height))
-    return self._converted(max(1, round(self.width * scale)), max(1, round(self.height * scale)), grey)
-
-  def _converted(self, width, height, grey=False):
-    turns = round(self._frame.rotation / 90)
-    stored = (height, width) if turns % 2 else (width, height)
-    unnamed = self._frame.colorspace == _UNSPECIFIED and self._frame.height >= _HIGH_DEFINITION
-    options = {"src_colorspace": "ITU709"} if unnamed and not self._frame.format.is_rgb else {}
-    if stored != (self._frame.width, self._frame.height):
-      options["interpolation"] = "FAST_BILINEAR" if grey else "AREA"
-    try:
-      picture = self._frame.reformat(*stored, format="gray" if grey else "rgb24", **options).to_ndarray()
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-      kind = f"{self._frame.width}x{self._frame.height} {self._frame.format.name}"
-      raise InputError(f"the picture at {self.time:.2f} s, {kind}, cannot be converted to RGB ({error})") from error
-    return np.ascontiguousarray(np.rot90(picture, turns))
+    return to_rgb(self._frame, (max(1, round(self.width * scale)), max(1, round(self.height * scale))), grey)
 
 
 def stream_pictures(source) -> Iterator[Picture]:
@@ -88,33 +71,31 @@ def _displayed(frame, aspect) -> tuple[int, int]:
 
 
 def sound_tracks(source) -> int:
-  """How many sound streams a file has; 0 if it cannot be read, which `stream_sound` reports."""
+  """Number of sound streams of a file; 0 where it cannot be read, which `stream_sound` reports."""
   try:
-    with av.open(str(source), metadata_errors="ignore") as container:
+    with open_media(existing_file(source, "audio"), "audio") as container:
       return len(container.streams.audio)
-  except (av.FFmpegError, OSError, ValueError):
+  except InputError:
     return 0
 
 
 def stream_sound(source, rate: int = SAMPLE_RATE, track: int = 0) -> Iterator[tuple[float, np.ndarray]]:
   """The sound of any file as mono float32 blocks without gaps at `rate`, each with the time of its first sample.
 
-  Times are in seconds on the file's clock. As `read_audio`: the mean of the channels, soxr's HQ filter; what its time
-  stamps leave out is silent. Raises InputError for what is missing, not decodable or without a sound stream, and for
-  samples that are not finite.
+  Times are in seconds on the file's clock. As `read_audio`: channels are mixed by `Mono`, for which a sound of several
+  is decoded twice, and resampled by soxr's HQ filter. What the time stamps leave out is silent. Raises InputError for
+  what is missing, not decodable or without a sound stream, and for samples that are not finite.
   """
   path = existing_file(source, "audio")
-  try:
-    with av.open(str(path), metadata_errors="ignore") as container:
-      if not container.streams.audio:
-        raise InputError(f"audio {path} has no sound stream; give a sound file or a video with sound")
-      stream = container.streams.audio[track]
-      if stream.codec_context is None:
-        raise InputError(f"audio {path} is of a kind that cannot be decoded, or is damaged")
-      yield from _resampled(_contiguous(decoded(container, stream), path), rate)
-  except (av.FFmpegError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise InputError(f"audio {path} is not a sound that can be read, or is damaged ({reason})") from error
+  with open_sound(path, track) as (container, stream):
+    names = tuple(channel.name for channel in stream.layout.channels)
+    mixer = Mono(len(names), names)
+    if len(names) > 1:
+      for block in _blocks(decoded(container, stream), path):
+        if block[2].shape[1] == len(names):
+          mixer.measure(block[2])
+  with open_sound(path, track) as (container, stream):
+    yield from _resampled(_contiguous(_blocks(decoded(container, stream), path), mixer), rate)
 
 
 def _resampled(blocks, rate):
@@ -131,22 +112,30 @@ def _resampled(blocks, rate):
     yield begin + done / rate, samples
 
 
-def _contiguous(frames, path):
-  """Decoded frames -> (time, rate, (n,) float32) with no gap or overlap, the rate that of the first."""
-  rate, kind, converter, begin, done = None, None, None, 0.0, 0
+def _blocks(frames, path) -> Iterator[tuple[float | None, int, np.ndarray]]:
+  """Decoded frames -> (time, rate, (n, channels) float32), the rate that of the first."""
+  rate, kind, converter = None, None, None
   for frame in frames:
     this = frame.format.name, frame.layout.name, frame.sample_rate
-    if kind is None:
-      rate, begin = frame.sample_rate, frame.time or 0.0
+    rate = rate or frame.sample_rate
     if this != kind:
       # A stream may change in the middle; a converter serves one kind of frame. Interleaved samples, because PyAV
       # does not see more than eight channels that lie apart.
       kind, converter = this, av.AudioResampler(format="flt", layout=frame.layout, rate=rate)
-    late = 0.0 if frame.time is None else frame.time - begin - done / rate
-    blocks = [block.to_ndarray().reshape(block.samples, -1).mean(axis=1) for block in converter.resample(frame)]
-    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    blocks = [block.to_ndarray().reshape(block.samples, -1) for block in converter.resample(frame)]
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, len(frame.layout.channels)), np.float32)
     if not np.isfinite(samples).all():
       raise InputError(f"audio {path} has samples that are NaN or infinite")
+    yield frame.time, rate, samples
+
+
+def _contiguous(blocks, mixer: Mono) -> Iterator[tuple[float, int, np.ndarray]]:
+  """Blocks -> (time, rate, (n,) float32) with no gap or overlap."""
+  begin, done = None, 0
+  for time, rate, block in blocks:
+    begin = (time or 0.0) if begin is None else begin
+    late = 0.0 if time is None else time - begin - done / rate
+    samples = mixer.mix(block) if block.shape[1] == mixer.channels else block.mean(axis=1)
     if late > _LONGEST_GAP:
       return
     if late > _STAMP_TOLERANCE:

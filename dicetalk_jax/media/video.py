@@ -1,6 +1,5 @@
 """Video files <-> arrays: H.264 and AAC out, anything FFmpeg knows in."""
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -15,8 +14,9 @@ import soxr
 
 from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.files import check_file, existing_file, expanded, fitting_name, new_file
+from dicetalk_jax.media.channels import stereo
+from dicetalk_jax.media.containers import decoded, open_media, open_video, to_rgb
 from dicetalk_jax.media.image import resize
-from dicetalk_jax.media.packets import decoded
 
 # Files that are taken for videos.
 VIDEO_SUFFIXES = (
@@ -92,9 +92,9 @@ def write_video(
 def read_comment(path: Path) -> str | None:
   """The comment that a video was written with; None where it has none, or there is no video that can be read."""
   try:
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with open_media(path, "video") as container:
       tags = {name.lower(): text for name, text in container.metadata.items()}
-  except (av.FFmpegError, OSError, ValueError):
+  except InputError:
     return None
   return tags.get("comment")
 
@@ -193,13 +193,13 @@ class _Sound:
     audio = audio[:, None] if audio.ndim == 1 else audio
     if audio.ndim != 2 or not len(audio) or not np.isfinite(audio).all():
       raise InputError(f"a video's sound must be finite, (samples,) or (samples, channels); this one is {audio.shape}")
-    if audio.shape[1] > 2:
-      audio = audio.mean(axis=1, keepdims=True)
+    audio = stereo(audio)
     self.seconds = Fraction(len(audio), int(sample_rate))
     if sample_rate not in AAC_RATES:
       audio = soxr.resample(audio, sample_rate, AAC_RATES[-1])
       sample_rate = AAC_RATES[-1]
-    self._audio, self._rate, self._done = np.clip(audio, -1, 1), int(sample_rate), 0
+    # Turned down, not clipped.
+    self._audio, self._rate, self._done = audio / max(1.0, np.abs(audio).max()), int(sample_rate), 0
     channels = audio.shape[1]
     self._layout = "mono" if channels == 1 else "stereo"
     self._container = container
@@ -291,33 +291,8 @@ def read_video(source, fps: float | None = None, max_frames: int | None = None) 
   return np.stack(frames), float(rate)
 
 
-@contextlib.contextmanager
-def open_video(path: Path):
-  """A context with the container of a file that has pictures; InputError for one that has none or cannot be read."""
-  try:
-    # Titles in another encoding than UTF-8 are common, and of no use here.
-    container = av.open(str(path), metadata_errors="ignore")
-  except (av.FFmpegError, OSError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise InputError(f"video {path} is not a video that can be read, or is damaged ({reason})") from error
-  with container:
-    # FFmpeg takes any text for the drawing of a terminal.
-    if not container.streams.video or container.format.name == "tty":
-      raise InputError(f"video {path} has no pictures; give a video file")
-    stream = container.streams.best("video")
-    if stream is None or stream.codec_context is None:
-      raise InputError(f"video {path} is of a kind that cannot be decoded, or is damaged")
-    yield container
-
-
-def _pixels(frame) -> np.ndarray:
-  picture = frame.to_ndarray(format="rgb24")
-  # Phones store a picture lying down and say by how much to turn it, counterclockwise.
-  return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
-
-
 def _as_stored(container, stream):
-  return map(_pixels, decoded(container, stream))
+  return map(to_rgb, decoded(container, stream))
 
 
 def _resampled(container, stream, fps):
@@ -330,7 +305,7 @@ def _resampled(container, stream, fps):
     while shown is not None and k / fps < time - start - 1e-6:
       yield shown
       k += 1
-    shown = _pixels(frame)
+    shown = to_rgb(frame)
   while shown is not None and k / fps < time - start + spacing - 1e-6:
     yield shown
     k += 1

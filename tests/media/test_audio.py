@@ -13,6 +13,7 @@ from conftest import GOLDEN, golden, relative_error
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import audio as media
+from dicetalk_jax.media import streaming, video
 
 
 def chirp(rate, seconds=2.0):
@@ -139,7 +140,7 @@ def test_arrays():
   sound = chirp(16000)
   np.testing.assert_array_equal(media.read_audio(sound), sound)
   np.testing.assert_array_equal(media.read_audio(sound.astype(np.float64)), sound)
-  np.testing.assert_array_equal(media.read_audio((np.stack([sound, -sound], 1), 16000)), np.zeros_like(sound))
+  np.testing.assert_array_equal(media.read_audio((np.stack([sound, 0.5 * sound], 1), 16000)), 0.75 * sound)
   assert np.abs(media.read_audio(((sound * 32768).astype(np.int16), 16000)) - sound).max() < 1 / 32768
   assert len(media.read_audio((chirp(44100), 44100))) == 32000
 
@@ -272,3 +273,96 @@ def test_more_channels_than_a_cinema_has(tmp_path):
   sound, rate = media.read_sound(path)
   assert (sound.shape, rate) == ((1600, 16), 16000)
   np.testing.assert_array_equal(sound, samples / np.float32(32768))
+
+
+def level(sound):
+  return 20 * np.log10(np.sqrt(np.mean(np.square(sound, dtype=np.float64))))
+
+
+def placed(channel, channels):
+  sound = np.zeros((32000, channels), np.float32)
+  sound[:, channel] = chirp(16000)
+  return sound
+
+
+@pytest.mark.parametrize(
+  "channels, channel, loss",
+  [(2, 0, 0), (2, 1, 0), (6, 2, 0), (6, 0, 3.01), (6, 4, 0), (8, 2, 0), (16, 5, 0)],
+  ids=["left", "right", "centre of 5.1", "left of 5.1", "back of 5.1", "centre of 7.1", "of sixteen"],
+)
+def test_speech_in_one_channel_keeps_its_level(tmp_path, channels, channel, loss):
+  """FFmpeg's weights in 5.1; a channel that would lose more than 5.5 dB is taken alone, and that is said."""
+  sound = placed(channel, channels)
+  soundfile.write(tmp_path / "a.wav", sound, 16000, subtype="FLOAT")
+  for source in ((sound, 16000), tmp_path / "a.wav"):
+    notes = []
+    assert level(chirp(16000)) - level(media.read_audio(source, notes=notes)) == pytest.approx(loss, abs=0.01)
+    assert any("used alone" in note for note in notes) == ((channel in (0, 1) and channels == 2) or channel in (4, 5))
+
+
+def test_the_low_frequency_channel_is_left_out():
+  assert media.is_silent(media.read_audio((placed(3, 6), 16000)))
+
+
+@pytest.mark.parametrize("other", [-1.0, -0.9, -0.5])
+def test_opposite_phases_do_not_cancel(tmp_path, other):
+  both = np.stack([chirp(16000), np.float32(other) * chirp(16000)], axis=1)
+  notes = []
+  np.testing.assert_array_equal(media.read_audio((both, 16000), notes=notes), chirp(16000))
+  assert "channel 1" in notes[0]
+  soundfile.write(tmp_path / "a.wav", both, 16000, subtype="FLOAT")
+  blocks = np.concatenate([block for _, block in streaming.stream_sound(tmp_path / "a.wav")])
+  np.testing.assert_array_equal(blocks, chirp(16000))
+
+
+def test_ordinary_stereo_is_the_mean_to_the_bit():
+  other = np.random.default_rng(0).standard_normal(32000).astype(np.float32) * 0.1
+  both, notes = np.stack([chirp(16000), other], axis=1), []
+  np.testing.assert_array_equal(media.read_audio((both, 16000), notes=notes), both.mean(axis=1))
+  assert notes == []
+
+
+def test_samples_over_full_scale_are_turned_down():
+  notes = []
+  speech = media.read_audio((4 * chirp(16000), 16000), notes=notes)
+  assert np.abs(speech).max() == 1 and agreement(speech, chirp(16000)) > 0.9999
+  assert "exceeds full scale by 6.0 dB" in notes[0]
+
+
+def test_a_header_that_says_length_0(tmp_path):
+  """What a recorder leaves that is cut off before it writes the length."""
+  soundfile.write(tmp_path / "a.wav", chirp(16000), 16000)
+  content = bytearray((tmp_path / "a.wav").read_bytes())
+  place = content.index(b"data") + 4
+  content[place : place + 4] = content[4:8] = bytes(4)
+  (tmp_path / "a.wav").write_bytes(content)
+  assert agreement(media.read_audio(tmp_path / "a.wav"), chirp(16000)) > 0.9999
+
+
+@pytest.mark.parametrize(
+  "name", ["a:b.m4a", "colon:0.mkv", "pipe:1.mp4", "concat:a|b.mp4", "data:x.mp4", "-", "50%d.mp4"]
+)
+def test_names_that_ffmpeg_would_take_for_something_else(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  encode(tmp_path / "plain.mp4", "aac", chirp(48000), 48000)
+  (tmp_path / "plain.mp4").rename(name)
+  expected = chirp(16000)
+  assert agreement(media.read_audio(name), expected) > 0.98
+  assert sum(len(block) for _, block in streaming.stream_sound(name)) > 30000
+
+
+PLAYLISTS = {
+  "a.ffconcat": "ffconcat version 1.0\nfile secret.wav\n",
+  "a.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:2,\nsecret.wav\n#EXT-X-ENDLIST\n",
+  "a.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:2,\nsecret.wav\n#EXT-X-ENDLIST\n",
+  "a.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 9 RTP/AVP 0\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_text_that_names_other_files_is_refused(tmp_path, name):
+  soundfile.write(tmp_path / "secret.wav", chirp(16000), 16000)
+  (tmp_path / name).write_text(PLAYLISTS[name])
+  for read in (media.read_audio, video.read_video, video.probe, lambda path: list(streaming.stream_sound(path))):
+    with pytest.raises(InputError, match="which names other files"):
+      read(tmp_path / name)

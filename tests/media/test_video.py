@@ -13,6 +13,7 @@ from conftest import relative_error
 from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.media import video as media
 from dicetalk_jax.media.audio import read_audio, read_sound
+from dicetalk_jax.media.streaming import stream_pictures
 
 # crf 18, and colours at half the resolution, leave 2.5% of these frames; a wrong turn, order or colour 20% and more.
 NEAR = 0.03
@@ -157,7 +158,7 @@ def test_stereo_and_more_channels(tmp_path):
   sound, _ = read_sound(media.write_video(tmp_path / "a.mp4", moving(25), 25, both))
   assert sound.shape[1] == 2 and np.abs(sound[:, 0]).max() > 0.1 and np.abs(sound[:, 1]).max() < 0.01
   six = np.repeat(speech(1)[:, None], 6, axis=1)
-  assert read_sound(media.write_video(tmp_path / "b.mp4", moving(25), 25, six))[0].shape[1] == 1
+  assert read_sound(media.write_video(tmp_path / "b.mp4", moving(25), 25, six))[0].shape[1] == 2
 
 
 def test_an_existing_video_is_replaced_only_by_a_whole_one(tmp_path):
@@ -342,3 +343,67 @@ def test_real_speech_is_written(examples, tmp_path):
     assert 0 <= len(decoded) - len(speech_16k) < 0.04 * 16000
     assert abs(lag(decoded, speech_16k)) <= 16
     assert np.corrcoef(decoded[: len(speech_16k)], speech_16k)[0, 1] > 0.99
+
+
+def flat_video(path, colour, matrix, full, primaries=1, trc=1, bits=8):
+  """A video of one colour (R'G'B' of its own primaries), its YCbCr computed here."""
+  kr, kb = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593)}[matrix]
+  red, green, blue = colour
+  y = kr * red + (1 - kr - kb) * green + kb * blue
+  cb, cr = (blue - y) / (2 - 2 * kb), (red - y) / (2 - 2 * kr)
+  top = 2**bits - 1
+  low, luma, chroma = (0, top, top) if full else (16 << bits - 8, 219 << bits - 8, 224 << bits - 8)
+  levels = [round(low + luma * y), *(round((128 << bits - 8) + chroma * c) for c in (cb, cr))]
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=25, options={"crf": "0"})
+    stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p" if bits == 8 else "yuv444p10le"
+    context = stream.codec_context
+    context.colorspace, context.color_range = matrix, 2 if full else 1
+    context.color_primaries, context.color_trc = primaries, trc
+    for i in range(2):
+      frame = av.VideoFrame(64, 64, stream.pix_fmt)
+      for plane, value in zip(frame.planes, levels, strict=True):
+        kind = np.uint8 if bits == 8 else "<u2"
+        plane.update(np.full((64, plane.line_size // np.dtype(kind).itemsize), value, kind).tobytes())
+      frame.pts, frame.time_base, frame.colorspace, frame.color_range = i, Fraction(1, 25), matrix, 2 if full else 1
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("wide", [False, True])
+def test_matrix_range_and_primaries_of_a_file_are_applied(tmp_path, wide, full, bits):
+  """Two levels of 255: 8 bits are rounded when stored and when read."""
+  colour = np.array([0.8, 0.55, 0.4])
+  stored = colour
+  if wide:
+    # BT.709 -> BT.2020 in linear light (ITU-R BT.2087).
+    to_wide = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
+    stored = (to_wide @ colour**2.4) ** (1 / 2.4)
+  flat_video(tmp_path / "a.mp4", stored, 9 if wide else 1, full, 9 if wide else 1, 14 if wide else 1, bits)
+  frames, _ = media.read_video(tmp_path / "a.mp4")
+  assert np.abs(frames[0, 32, 32] - 255 * colour).max() <= 2
+  picture = next(iter(stream_pictures(tmp_path / "a.mp4")))
+  assert np.abs(picture.pixels[32, 32] - 255 * colour).max() <= 2
+
+
+def test_hdr_is_said(tmp_path):
+  flat_video(tmp_path / "a.mp4", (0.5, 0.4, 0.3), 9, False, 9, 16, 10)
+  with pytest.raises(InputError, match=r"HDR \(PQ\): convert the video to SDR first"):
+    media.read_video(tmp_path / "a.mp4")
+
+
+def test_the_longest_name_is_written_and_its_frames_are_kept(tmp_path):
+  """255 bytes: the temporary file and the kept frames have names of their own."""
+  path = tmp_path / ("嗨" * 82 + "12345.mp4")
+  assert media.probe(media.write_video(path, moving(3), 25)).frames == 3
+  assert list(tmp_path.iterdir()) == [path]
+  kept = media.keep_frames(np.zeros((2, 8, 8, 3), np.uint8), path, 25)
+  assert kept.parent == tmp_path and len(os.fsencode(kept.name)) <= 255
+
+
+def test_a_sound_over_full_scale_is_turned_down(tmp_path):
+  loud = 10 * speech(1)
+  saved = read_audio(media.write_video(tmp_path / "a.mp4", moving(25), 25, loud))[:16000]
+  assert np.corrcoef(saved, loud)[0, 1] > 0.95 and np.abs(saved).max() < 1.1

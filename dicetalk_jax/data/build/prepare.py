@@ -18,10 +18,10 @@ from dicetalk_jax.data.records import Clip, Rejected, Source, encode_frames
 from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.files import existing_file
 from dicetalk_jax.media.audio import SILENCE
+from dicetalk_jax.media.containers import open_video
 from dicetalk_jax.media.face import Box, FaceDetector, HaarDetector
 from dicetalk_jax.media.streaming import Picture, sound_tracks, stream_pictures, stream_sound
 from dicetalk_jax.media.timing import STAMP_TOLERANCE, PictureTimes
-from dicetalk_jax.media.video import open_video
 from dicetalk_jax.vocabulary import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 _SMALLEST_SIZE = 32
