@@ -9,6 +9,7 @@ that of a large bfloat16 product on the same device. `--tiny` checks on any mach
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -18,10 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.diffusion import edm, guidance
-from dicetalk_jax.inference.conditions import TokenTable
+from dicetalk_jax.diffusion.conditioning import Conditions
+from dicetalk_jax.diffusion.samplers import euler
+from dicetalk_jax.inference.conditions import AUDIO, EMOTION, TokenTable
 from dicetalk_jax.inference.decoding import decode_frames
-from dicetalk_jax.inference.denoising import Constants, Plan, denoise, denoise_windows
+from dicetalk_jax.inference.denoising import denoise, denoise_windows, window_groups
 from dicetalk_jax.models.unet import UNet
 from dicetalk_jax.models.vae import VAE
 
@@ -31,7 +35,8 @@ FORWARDS = "three forwards without adapters"
 PYTORCH = "three forwards without adapters, PyTorch (diffusers)"
 VIDEO = "video"
 SIDES = (PEAK, STEP, FORWARDS, PYTORCH, VIDEO)
-BRANCHES = guidance.branches()
+CONFIG = GenerationConfig()
+PLAN = guidance.of_settings(CONFIG, (AUDIO, EMOTION))
 
 
 def unet(options, adapters=True):
@@ -71,16 +76,15 @@ def conditions(network, options):
   _, f, h, w = shape(options)
   c, d = network.out_channels, network.cross_attention_dim
   shapes = dict(
-    constants=Constants((h, w, c), (1, d), (32, d), (32, d), (1, 1, h, w, network.block_out_channels[0]), (1, h, w)),
-    audio=(32, d),
-    emotion=(32, d),
+    constants=Conditions((1, h, w, c), (1, 1, d), (), (1, 1, h, w, network.block_out_channels[0]), (1, h, w)),
+    tokens=[(32, d), (32, d)],
     noise=(f, h, w, c),
   )
   generator = np.random.default_rng(1)
   return jax.tree.map(
     lambda shape: jnp.asarray(generator.standard_normal(shape, np.float32)),
     shapes,
-    is_leaf=lambda node: isinstance(node, tuple),
+    is_leaf=lambda node: isinstance(node, tuple) and len(node) > 0,
   )
 
 
@@ -89,17 +93,17 @@ def guided_step(options):
   params = common.random_params(network, **common.unet_inputs(network, *shape(options)))
   given = conditions(network, options)
   windows, frames = shape(options)[:2]
-  audio, emotion = (jnp.broadcast_to(given[n], (windows, frames, *given[n].shape)) for n in ("audio", "emotion"))
-  sigma, next_sigma = edm.karras_sigmas(25)[10:12]
-  scales = np.array(guidance.scales(), np.float32)
+  tokens = tuple(jnp.broadcast_to(each, (windows, frames, *each.shape)) for each in given["tokens"])
+  constants = given["constants"].replace(adapter_tokens=tuple(each[None, None] for each in given["tokens"]))
+  sigmas, scales = edm.karras_sigmas(CONFIG.steps)[10:12], np.array(PLAN.scales, np.float32)
 
   def run():
     x = given["noise"][None]
-    out = denoise_windows(network, BRANCHES, params, x, audio, emotion, given["constants"], sigma, next_sigma, scales)
+    out, _ = denoise_windows(network, PLAN.branches, euler, params, x, tokens, constants, sigmas, scales)
     return out.block_until_ready()
 
   assert jnp.isfinite(run()).all()
-  return measured(run, options) | {"flops": len(BRANCHES) * common.flops(network, *shape(options))}
+  return measured(run, options) | {"flops": len(PLAN.branches) * common.flops(network, *shape(options))}
 
 
 def three_forwards(options):
@@ -112,10 +116,10 @@ def three_forwards(options):
     def forward(scale):
       return network.apply({"params": params}, **inputs | {"sample": scale * inputs["sample"]})
 
-    return jax.lax.map(forward, jnp.ones(len(BRANCHES)))
+    return jax.lax.map(forward, jnp.ones(len(PLAN.branches)))
 
   result = measured(lambda: forwards(params, inputs).block_until_ready(), options)
-  return result | {"flops": len(BRANCHES) * common.flops(network, *shape(options))}
+  return result | {"flops": len(PLAN.branches) * common.flops(network, *shape(options))}
 
 
 def three_forwards_pytorch(options):
@@ -129,7 +133,7 @@ def three_forwards_pytorch(options):
   forward = common.torch_forward(common.torch_unet(unet(options), torch.bfloat16, device), *shape(options))
 
   def run():
-    for _ in BRANCHES:
+    for _ in PLAN.branches:
       forward()
 
   result = common.timed(run, options.repeats)
@@ -147,13 +151,11 @@ def video(options):
   given = conditions(network, options)
   noise = jnp.concatenate([given["noise"]] * 2)
   index = np.zeros(len(noise), int)
-  tables = [TokenTable(given[name][None], index) for name in ("audio", "emotion")]
-  plan = Plan(steps=2 if options.tiny else 25, window=window)
+  tables = [TokenTable(tokens[None], index) for tokens in given["tokens"]]
+  config = dataclasses.replace(CONFIG, steps=2 if options.tiny else CONFIG.steps, window=window)
 
   def run():
-    latents = denoise(
-      network, params, noise, *tables, given["constants"], plan, guidance.scales(), BRANCHES, vae.scaling_factor
-    )
+    latents = denoise(network, params, noise, tables, given["constants"], config, PLAN, vae.scaling_factor)
     latents.block_until_ready()
     middle = time.perf_counter()
     frames = decode_frames(vae, vae_params, latents, window)
@@ -164,7 +166,7 @@ def video(options):
   start = time.perf_counter()
   run()
   total = time.perf_counter() - start
-  calls = sum(len(plan.groups(len(noise), step)) for step in range(plan.steps))
+  calls = sum(len(window_groups(config, len(noise), step)) for step in range(config.steps))
   return {"median": total, "decoding": run.decoding, "calls": calls, "memory": device_memory_gb()}
 
 
@@ -210,7 +212,7 @@ def main():
     )
   _, frames, height, width = shape(options)
   common.print_table(
-    f"{results[PEAK]['device']}: {frames} frames of {8 * height}×{8 * width}, {len(BRANCHES)} branches, bfloat16, "
+    f"{results[PEAK]['device']}: {frames} frames of {8 * height}×{8 * width}, {len(PLAN.branches)} branches, bfloat16, "
     f"median of {options.repeats}; jax {jax.__version__}",
     ("", "seconds", "TFLOP/s", "share of the matrix peak", "peak memory, GB"),
     rows,

@@ -170,15 +170,7 @@ adaptation = AdaptationConfig(
   # Noise that hides a latent of 64x64 hides more than all of one of 16x16.
   objective=ObjectiveConfig(sigma_mean=0.5, sigma_std=1.4),
   loop=loop(6000),
-  samples=SamplesConfig(
-    clips=2,
-    steps=generation.steps,
-    sigma_max=generation.sigma_max,
-    sigma_min=generation.sigma_min,
-    identity_scale=generation.identity_scale,
-    emotion_scale=generation.emotion_scale,
-    decode_chunk=generation.decode_chunk,
-  ),
+  samples=SamplesConfig(generation=generation),
   remat=False,
 )
 

@@ -8,6 +8,7 @@ dicetalk train embedder           --config configs/synthetic_small.py     # then
 Under 3 GB of memory each. Time on two cores: docs/training.md.
 """
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig, PortraitBatchConfig
@@ -102,6 +103,6 @@ adaptation = AdaptationConfig(
   batches=DiffusionBatchConfig(batch=4, frames=4, prior_frames=48, reference="person"),
   optimizer=optimizer(2e-3, 50),
   loop=loop(1500),
-  samples=SamplesConfig(clips=2, steps=10, identity_scale=1.5, emotion_scale=2.0),
+  samples=SamplesConfig(generation=GenerationConfig(steps=10, identity_scale=1.5, emotion_scale=2.0)),
   remat=False,
 )

@@ -1,4 +1,4 @@
-"""Every knob once, as frozen dataclasses; presets are Python files in configs/ that make one of them."""
+"""Settings of a generation, each with its default in this one place; presets are Python files in configs/."""
 
 import dataclasses
 import os
@@ -16,79 +16,89 @@ class GenerationConfig:
   """How a video is generated. The defaults are the release's."""
 
   face_box: tuple[float, float, float, float] | None = None
-  """Where the face is, X Y W H (left, top, width, height) in pixels of the portrait; default: the largest found."""
+  """Face box X Y W H (left, top, width, height) in pixels of the portrait. Default: the largest detected face."""
 
   crop: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
   """Crop the portrait to a square around the face first."""
 
   size: float = 512
-  """Shorter side of the video, in pixels; both sides become multiples of 64."""
+  """Shorter side of the video in pixels. Both sides are rounded to multiples of 64."""
 
   steps: int = 25
-  """Denoising steps."""
+  """Number of denoising steps."""
 
-  sigma_max: float | None = None
-  """Noise level that denoising begins at; default: what the weights name, else 700. From less, a small picture that was
-  trained at less comes out of fewer steps."""
+  sigma_max: float = 700.0
+  """Noise level at which denoising starts. Start lower when the weights were trained on small pictures: fewer steps
+  are then enough."""
 
-  sigma_min: float | None = None
-  """Noise level that the last step takes away; default: what the weights name, else 0.002. A small picture of few steps
-  has better use for them than noise that nobody sees."""
+  sigma_min: float = 0.002
+  """Noise level of the last step. Raise it when the number of steps is small."""
 
   window: int = 25
-  """Frames (12.5 a second) that are denoised together."""
+  """Frames that are denoised together, at 12.5 frames per second."""
 
   shift: int = 7
-  """Frames by which the windows move after each step, so that no seam stays."""
+  """Frames by which all windows move after each step, so that no seams remain."""
 
   overlap: int = 0
-  """Frames that neighbouring windows share; their results are averaged."""
+  """Frames that neighbouring windows share. Their results are averaged."""
 
   identity_scale: float = 3.0
-  """Guidance towards the portrait; at 1 the U-Net runs twice a step instead of three times."""
+  """Guidance scale of the portrait. With 1 a step needs two runs of the U-Net instead of three."""
 
   audio_scale: float | None = None
-  """Guidance towards the speech, apart from the emotion's, for a third more work; default: --emotion-scale."""
+  """Guidance scale of the speech. By default speech and emotion share --emotion-scale; a scale of its own costs a third
+  more computation."""
 
   emotion_scale: float = 6.0
-  """Guidance towards the emotion, and towards the speech unless --audio-scale is given."""
+  """Guidance scale of the emotion, and of the speech unless --audio-scale is set."""
 
   bank: Literal["all", "nearest"] = "all"
-  """Attend to all codes of the emotion bank (Eq. 12-13) or to the one nearest the prior (Eq. 9-11)."""
+  """Emotion bank: attend to all codes (Eq. 12-13) or to the code nearest to the prior (Eq. 9-11)."""
 
   interpolate: bool = True
-  """Put a frame between each two, for 25 frames a second instead of 12.5."""
+  """Interpolate one frame between each two: 25 frames per second instead of 12.5."""
 
   seed: int = 0
-  """Of the noise: the same seed and inputs give the same video."""
+  """Random seed of the noise. The same seed and inputs give the same video."""
 
   dtype: Literal["bfloat16", "float32"] | None = None
-  """What U-Net, VAE and image encoder compute in; default: bfloat16 on an accelerator, float32 on a CPU."""
+  """Data type of the U-Net, the VAE and the image encoder. Default: bfloat16 on an accelerator, float32 on a CPU."""
 
   decode_chunk: int = 10
-  """Frames that the VAE decodes together; fewer need less memory and change the picture slightly."""
+  """Frames that the VAE decodes together. A smaller number needs less memory and changes the picture slightly."""
 
   windows_at_once: int = 1
-  """Windows denoised side by side, 0 for all of a step (compiled anew for each length); the video stays the same."""
+  """Windows that are denoised side by side; 0: all of a step, which compiles again for each length. The video does not
+  change."""
+
+
+def resolve(own: GenerationConfig, **settings) -> GenerationConfig:
+  """The settings of one generation: a setting that is None takes the value in `own`.
+
+  own: what the weights ask for, which is the release's value where they say nothing (`Weights.generation`). Raises
+  TypeError for a name that is not a setting.
+  """
+  return dataclasses.replace(own, **{name: value for name, value in settings.items() if value is not None})
 
 
 def load_preset(path: str | os.PathLike, kind: type):
-  """The `config` of a preset, a Python file that is run, or its only value that is a `kind` where it makes several.
+  """Runs a preset, a Python file, and returns its variable `config`, or its only value of type `kind`.
 
-  Raises InputError where it is none of this kind.
+  Raises InputError for a file that fails, or that has no such value.
   """
   path = existing_file(path, "config")
   try:
-    made = runpy.run_path(str(path))
+    variables = runpy.run_path(str(path))
   except Exception as error:
     raise InputError(f"config {path} cannot be run: {type(error).__name__}: {error}.") from error
-  config = made.get("config")
-  of_kind = [value for value in made.values() if isinstance(value, kind)]
+  config = variables.get("config")
+  candidates = [value for value in variables.values() if isinstance(value, kind)]
   if isinstance(config, kind):
     return config
-  if len(of_kind) == 1:
-    return of_kind[0]
-  found = "no variable named config" if config is None else f"a config that is a {type(config).__name__}"
-  if of_kind:
-    found = f"{len(of_kind)} variables that are a {kind.__name__}, and none of them is named config"
-  raise InputError(f"config {path} has {found}; it must make a {kind.__name__}.")
+  if len(candidates) == 1:
+    return candidates[0]
+  content = "no variable named config" if config is None else f"a config that is a {type(config).__name__}"
+  if candidates:
+    content = f"{len(candidates)} variables that are a {kind.__name__}, and none of them is named config"
+  raise InputError(f"config {path} has {content}; it must make a {kind.__name__}.")

@@ -1,5 +1,6 @@
 """How long a generation will take on this device: operations counted, the device's rate measured."""
 
+import dataclasses
 import functools
 import json
 import threading
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 from dicetalk_jax.app.requests import Request
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.diffusion import guidance
-from dicetalk_jax.inference.conditions import frame_count
+from dicetalk_jax.inference.conditions import AUDIO, EMOTION, frame_count
+from dicetalk_jax.inference.denoising import window_groups
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.parallel.flops import count_flops, peak_flops
 from dicetalk_jax.vocabulary import SAMPLE_RATE
@@ -52,8 +54,8 @@ class Estimator:
 
   def _flops(self, config, video_size, seconds):
     frames = frame_count(round(seconds * SAMPLE_RATE))
-    plan = self._talker.plan(config.steps, config.window, config.shift, config.overlap)
-    groups = sum(len(plan.groups(frames + config.window, step)) for step in range(config.steps))
+    alone = dataclasses.replace(config, windows_at_once=1)
+    groups = sum(len(window_groups(alone, frames + config.window, step)) for step in range(config.steps))
     decoding = frames * _decoding_flops(self._config("vae"), *video_size)
     return groups * self._group_flops(_shape(config, video_size)) + decoding
 
@@ -65,9 +67,7 @@ class Estimator:
 
 
 def _shape(config, video_size):
-  scales = guidance.scales(config.identity_scale, config.emotion_scale, config.audio_scale)
-  branches, _ = guidance.needed(guidance.branches(config.audio_scale), scales)
-  return (*video_size, config.window, len(branches))
+  return (*video_size, config.window, len(guidance.of_settings(config, (AUDIO, EMOTION)).branches))
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,61 +15,63 @@ from dicetalk_jax.files import protect_inputs
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-  """Make a video of a portrait speaking with an emotion.
+  """Generate a video of a portrait that speaks with an emotion.
 
   Example: dicetalk generate --image me.jpg --audio speech.wav --emotion happy --out me.mp4 --weights weights/
 
-  The emotion is a label (happy), one with a strength (happy:0.7), a mix (happy:0.6+surprised:0.4), a timeline
-  ('0s neutral, 2s happy, 5s angry') or a prior file (.npy, .npz, .safetensors). With weights that hold an emotion
-  embedder it is also a clip whose emotion to take: a video with sound (and its coefficients of the same name beside
-  it), a sound, or coefficients alone (.mat, .npy, .npz, .txt, .csv). Files may stand for labels in mixes and timelines:
-  a.mp4:0.5+b.mp4:0.5 is half-way between two clips.
+  The emotion is a label (happy), a label with a strength (happy:0.7), a mix (happy:0.6+surprised:0.4), a timeline
+  ('0s neutral, 2s happy, 5s angry') or a prior file (.npy, .npz, .safetensors). If the weights have an emotion
+  embedder, it can also be a clip that shows the emotion: a video with sound (and a file of expression coefficients of
+  the same name beside it), a sound, or expression coefficients (.mat, .npy, .npz, .txt, .csv). Mixes and timelines take
+  files too: a.mp4:0.5+b.mp4:0.5 is half-way between two clips.
 
-  Many videos: dicetalk generate --jobs jobs.jsonl --weights weights/, where each line of jobs.jsonl is like
-  {"image": "me.jpg", "audio": "speech.wav", "emotion": "happy", "out": "me.mp4", "seed": 3}. The same command goes on
-  where it was stopped or killed.
+  Several videos: dicetalk generate --jobs jobs.jsonl --weights weights/. Each line of jobs.jsonl is an object like
+  {"image": "me.jpg", "audio": "speech.wav", "emotion": "happy", "out": "me.mp4", "seed": 3}. After an interruption the
+  same command resumes.
   """
 
   image: pathlib.Path | None = None
-  """Portrait: any image that Pillow reads."""
+  """Portrait: an image that Pillow can read."""
 
   audio: pathlib.Path | None = None
-  """Speech: any sound, or video with sound, that FFmpeg reads."""
+  """Speech: a sound, or a video with sound, that FFmpeg can read."""
 
   emotion: str | None = None
-  """Label, strength, mix, timeline, prior file or clip."""
+  """Label, mix, timeline, prior file or clip, as described above."""
 
   out: pathlib.Path | None = None
   """Video to write: .mp4, .m4v, .mov or .mkv."""
 
   jobs: pathlib.Path | None = None
-  """List of videos instead of these four: a JSON object a line, with image, audio, emotion, out and options below."""
+  """List of videos, instead of these four options: one JSON object per line, with image, audio, emotion, out and any of
+  the options below."""
 
   weights: pathlib.Path | None = None
-  """Weights folder; default: the small weights inside the package."""
+  """Weights folder. Default: the small weights inside the package."""
 
   config: pathlib.Path | None = None
-  """Preset with defaults for the options below, such as configs/draft.py."""
+  """Preset, a Python file with defaults for the generation options, such as configs/draft.py."""
 
   generation: tyro.conf.OmitArgPrefixes[GenerationConfig] = dataclasses.field(default_factory=GenerationConfig)
 
   mesh: str | None = None
-  """Devices to share the work, of all hosts: data=8, or data=2,fsdp=4 to split the weights, too; default: one."""
+  """Devices of all hosts that share the work: data=8, or data=2,fsdp=4 to split the weights as well. Default: one
+  device."""
 
   keep_resolution: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-  """Resize the video to the portrait's own size."""
+  """Resize the video to the size of the portrait."""
 
   def run(self) -> int:
-    one = {name: getattr(self, name) for name in ("image", "audio", "emotion", "out")}
-    given = [f"--{name}" for name, value in one.items() if value is not None]
-    missing = [f"--{name}" for name, value in one.items() if value is None]
-    if given if self.jobs else missing:
-      said = f"--jobs with {' '.join(given)}" if self.jobs else f"{' '.join(missing)} missing"
+    names = ("image", "audio", "emotion", "out")
+    present = [f"--{name}" for name in names if getattr(self, name) is not None]
+    missing = [f"--{name}" for name in names if getattr(self, name) is None]
+    if present if self.jobs else missing:
+      problem = f"--jobs with {' '.join(present)}" if self.jobs else f"{' '.join(missing)} missing"
       console.print(
-        Text.assemble(("error: ", "red"), f"{said}; give --image --audio --emotion --out, or --jobs alone"),
+        Text.assemble(("error: ", "red"), f"{problem}; give --image --audio --emotion --out, or --jobs alone"),
         soft_wrap=True,
       )
-      # As for any other wrong command line.
+      # The exit status of a wrong command line.
       raise SystemExit(2)
     return self._run_jobs() if self.jobs else self._run_one()
 
@@ -87,8 +89,8 @@ class Generate:
     keep_compiled_programs()
     if jax.process_count() > 1 and not self.mesh:
       raise InputError(
-        f"{jax.process_count()} processes would make the same video; give --mesh to share its work, such as --mesh "
-        f"data={jax.device_count()}, or --jobs to share a list of them"
+        f"{jax.process_count()} processes would generate the same video; give --mesh to share its work, such as --mesh "
+        f"data={jax.device_count()}, or --jobs to share a list of videos"
       )
     out = check_target(self.out)
     weights = self.weights or Weights.bundled()
@@ -101,7 +103,7 @@ class Generate:
 
       def progress(stage, done, total):
         stop_if_interrupted()
-        # One terminal shows what all hosts do together.
+        # The first host shows the progress of all.
         if hosts.is_first():
           show(stage, done, total)
 
@@ -112,7 +114,7 @@ class Generate:
         console.print(note, soft_wrap=True)
       video.save(out, self.keep_resolution, lambda done, total: progress("encoding the video", done, total))
     saved = probe(out)
-    print(f"{out}: {saved.duration:.2f} s of {saved.width}x{saved.height} at {saved.fps:g} frames a second")
+    print(f"{out}: {saved.duration:.2f} s of {saved.width}x{saved.height} at {saved.fps:g} frames per second")
     return 0
 
   def _run_jobs(self) -> int:
@@ -126,7 +128,7 @@ class Generate:
 
     hosts.connect(_say)
     keep_compiled_programs()
-    # Each host makes videos of its own.
+    # Each host generates videos of its own.
     mesh = make_mesh(MeshConfig.parse(self.mesh), jax.local_devices()) if self.mesh else None
     talker = DiceTalk.load(self.weights, mesh=mesh)
     with progress_bars(one_bar=True) as show, interruptible() as stop_if_interrupted:
@@ -146,12 +148,12 @@ class Generate:
     print(outcome)
     _say(*(f"line {line}: {error}" for line, error in outcome.failed))
     if outcome.stopped:
-      _say(f"stopped: {outcome.stopped}; mend it, and run the same command again for the {outcome.left} that are left")
+      _say(f"stopped: {outcome.stopped}; fix this and run the same command again for the remaining {outcome.left}")
     part_from_hosts()
     return 1 if outcome.failed else 0
 
 
 def _say(*lines):
-  # As plain text: a path may hold what rich takes for markup.
+  # Plain text: a path may contain what rich takes for markup.
   for line in lines:
     console.print(Text(line), soft_wrap=True)

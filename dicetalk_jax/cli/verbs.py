@@ -1,6 +1,7 @@
 """All verbs: `dicetalk <verb>` parses, calls and prints."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 from typing import Annotated, Union
@@ -36,38 +37,39 @@ _VERBS = {
   "average": Average,
   "app": App,
 }
+# The verbs whose defaults come from a preset or from weights, with the arguments that have no default.
 _GENERATING = {"generate": Generate, "evaluate": functools.partial(Evaluate, out=tyro.MISSING, measuring=tyro.MISSING)}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sources:
+  """The options that name defaults."""
+
+  weights: str | None = None
+  config: str | None = None
+
+
 def _commands(arguments):
-  """The verbs for tyro; those that generate have the defaults of the preset or the weights that the line names."""
+  """The verbs for tyro. Verbs that generate take defaults from the preset, or the weights, in the command line."""
   defaults = {}
   if arguments and arguments[0] in _GENERATING:
-    verb = _GENERATING[arguments[0]]
-    defaults[arguments[0]] = {"default": verb(generation=_generation(arguments))}
+    generation = _generation(arguments[1:])
+    defaults[arguments[0]] = {"default": _GENERATING[arguments[0]](generation=generation)}
   verbs = [Annotated[verb, tyro.conf.subcommand(name=name, **defaults.get(name, {}))] for name, verb in _VERBS.items()]
   return Union[tuple(verbs)]  # noqa: UP007 (made at run time)
 
 
 def _generation(arguments) -> GenerationConfig:
-  """Of --config, or as --weights, or the weights inside the package, are meant to be used."""
+  """The settings in --config, or those of --weights, or of the weights inside the package."""
   from dicetalk_jax.weights.folder import Weights
 
-  if preset := _given(arguments, "--config"):
-    return load_preset(preset, GenerationConfig)
-  with contextlib.suppress(DiceTalkError):
-    # Weights that cannot be read are told of later, by what needs them.
-    return Weights.open(_given(arguments, "--weights") or Weights.bundled()).generation
+  with contextlib.suppress(DiceTalkError, SystemExit):
+    # What cannot be read or parsed is reported later: by the verb, or by tyro.
+    sources, _ = tyro.cli(_Sources, args=arguments, return_unknown_args=True, add_help=False, console_outputs=False)
+    if sources.config:
+      return load_preset(sources.config, GenerationConfig)
+    return Weights.open(sources.weights or Weights.bundled()).generation
   return GenerationConfig()
-
-
-def _given(arguments, option) -> str | None:
-  """The value of an option of a command line, `--name value` or `--name=value`."""
-  for i, argument in enumerate(arguments):
-    name, equals, value = argument.partition("=")
-    if name == option and (equals or i + 1 < len(arguments)):
-      return value or arguments[i + 1]
-  return None
 
 
 def run(arguments: list[str]) -> int:
@@ -85,20 +87,20 @@ def run(arguments: list[str]) -> int:
   except DiceTalkError as error:
     return _fail(error)
   except KeyboardInterrupt:
-    console.print("stopped before the end; what was complete before is untouched")
+    console.print("stopped; files that were complete are untouched")
     return 130
   except (MemoryError, RuntimeError) as error:
     if not out_of_memory(error):
-      # Where another process of this run has ended, that is what is to be told.
+      # If another process of this run has ended, report that instead.
       from dicetalk_jax.parallel import hosts
 
       hosts.wait_for_news()
       raise
     smaller = "batches.batch, or remat" if arguments[0] == "train" else "--size, --window or --decode-chunk"
-    return _fail(f"the device has too little memory for this; try a smaller {smaller}")
+    return _fail(f"the device has too little memory; try a smaller {smaller}")
 
 
 def _fail(error) -> int:
-  # As plain text: a path may hold what rich takes for markup.
+  # Plain text: a path may contain what rich takes for markup.
   console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
   return 1

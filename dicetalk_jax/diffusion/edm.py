@@ -1,7 +1,7 @@
-"""The EDM diffusion of Stable Video Diffusion: noise levels, preconditioning for v-prediction, one Euler step.
+"""The EDM diffusion of Stable Video Diffusion: noise levels and preconditioning for v-prediction.
 
-Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models"; data of unit variance
-(σ_data = 1). All in float32. Sampler and loss share `precondition`.
+Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", for data of unit variance
+(σ_data = 1). Everything is float32. Sampler and loss share `precondition`.
 """
 
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
+from dicetalk_jax.config import GenerationConfig
 
 
-def karras_sigmas(steps, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, rho=RHO):
+def karras_sigmas(steps, sigma_min=GenerationConfig.sigma_min, sigma_max=GenerationConfig.sigma_max, rho=7.0):
   """Noise levels from sigma_max down to sigma_min, even in σ^(1/ρ), then 0 (Eq. 5 there): (steps + 1,) float32.
 
-  Computed in float64 on the host: they are constants of a run.
+  Computed in float64 on the host, because they are constants of a run. ValueError for fewer than 1 step.
   """
   if steps < 1:
     raise ValueError(f"{steps} steps; at least 1 is needed")
@@ -25,7 +25,7 @@ def karras_sigmas(steps, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, rho=RHO):
 
 
 def timestep(sigma):
-  """What the network is told of the noise level: c_noise(σ) = ln σ / 4, for σ > 0."""
+  """The network's input for a noise level: c_noise(σ) = ln σ / 4, for σ > 0."""
   return 0.25 * jnp.log(sigma)
 
 
@@ -46,12 +46,6 @@ def precondition(sigma) -> Preconditioning:
 
 
 def denoised(x, v, sigma):
-  """D(x; σ): the clean sample that a network output v stands for."""
+  """D(x; σ), the clean sample, from the network's output v."""
   c = precondition(sigma)
   return c.c_skip * x + c.c_out * v
-
-
-def euler_step(x, v, sigma, next_sigma):
-  """One step of the probability-flow ODE, dx/dσ = (x − D(x; σ)) / σ, from sigma to next_sigma, without churn."""
-  slope = (x - denoised(x, v, sigma)) / sigma
-  return x + slope * (next_sigma - sigma)

@@ -1,15 +1,15 @@
-"""Long videos in short windows: where the windows of each step stand, and how their results are joined.
+"""Long videos in short windows: the position of each step's windows, and how their results are joined.
 
-Every step denoises the whole circle of N frames in windows that do not see one another; the windows start somewhere
-else at each step, so that no seam stays.
+Each step denoises a circle of N frames in independent windows. The windows move between steps, so that no seams remain.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 
 def check(window, shift, overlap):
-  """Raises ValueError for a window plan that cannot be run."""
+  """Raises ValueError for settings of windows that cannot be used."""
   if window < 1:
     raise ValueError(f"window {window}: at least 1 frame is needed")
   if not 0 <= overlap < window:
@@ -21,7 +21,7 @@ def check(window, shift, overlap):
 
 
 def shift_at(step, shift, window):
-  """How far the windows stand back at a step: 0 at first, then `shift` frames more each step, modulo the window."""
+  """Frames by which the windows of a step are moved back: step · shift, modulo the window."""
   return step * shift % window
 
 
@@ -38,9 +38,9 @@ def plan(frames, window, overlap=0, shifted=0):
 
 
 def groups(indices, size):
-  """Windows in groups of one size: (windows, window) -> [(indices (size, window), weights (size,))].
+  """Splits windows into groups of one size: (windows, window) -> [(indices (size, window), weights (size,))].
 
-  A last group that is short repeats the first window with weight 0, so that every group has the same shape.
+  A short last group is filled with the first window at weight 0, so that all groups have the same shape.
   """
   for first in range(0, len(indices), size):
     part = indices[first : first + size]
@@ -50,12 +50,14 @@ def groups(indices, size):
 
 
 def scatter(total, count, indices, weights, results):
-  """Adds windows' results to their frames.
+  """Adds the results of windows to their frames.
 
-  total (N, ...), count (N,), indices (g, w), weights (g,), results (g, w, ...) -> new total and count; the frames of
-  the step are total / count, the average where windows overlap.
+  results: a tree of arrays (g, w, ...), total: of (N, ...); indices (g, w), count (N,), weights (g,) -> new total and
+  count. The frames after a step are total / count, the average where windows overlap.
   """
-  extra = (1,) * (results.ndim - 2)
-  total = total.at[indices].add(results * weights.reshape(-1, 1, *extra))
+
+  def add(total, results):
+    return total.at[indices].add(results * weights.reshape(-1, *[1] * (results.ndim - 1)))
+
   count = count.at[indices].add(jnp.broadcast_to(weights[:, None], indices.shape))
-  return total, count
+  return jax.tree.map(add, total, results), count

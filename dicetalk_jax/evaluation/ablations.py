@@ -24,7 +24,7 @@ from dicetalk_jax.training.config import AdaptationConfig, SamplesConfig
 from dicetalk_jax.training.loop import Status
 from dicetalk_jax.training.networks import Setup
 from dicetalk_jax.training.overrides import override
-from dicetalk_jax.training.samples import prior_means, sample_latents
+from dicetalk_jax.training.samples import sample_latents
 from dicetalk_jax.vocabulary import EMOTIONS, LEVELS
 from dicetalk_jax.weights.folder import Weights
 
@@ -103,9 +103,8 @@ def score(
   wanted, emotions, similarities = [], ([], []), ([], [])
   for i, row in enumerate(rows):
     true = setup.scaling_factor * row["latents_mean"].astype(np.float32)
-    (mu,) = prior_means(setup.modules, params, {name: value[None] for name, value in row.items()})
     noise = np.asarray(jax.random.normal(jax.random.key(i), true.shape))
-    sample = sample_latents(setup, params, row, mu, samples, noise)
+    sample = sample_latents(setup, params, row, samples.generation, noise)
     portrait = decode(setup.scaling_factor * row["image_latents"].astype(np.float32)[None])[0]
     reference = measuring(portrait[None], portrait).identity[0]
     wanted.append(int(row["emotion"]))

@@ -1,4 +1,4 @@
-"""The emotion of a clip: its prior by the emotion embedder of a weights folder (§3.1, Eq. 2-5)."""
+"""The emotion of a clip: its prior, from the emotion embedder of a weights folder (§3.1, Eq. 2-5)."""
 
 import functools
 import os
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.data.batches.windows import Sequences, speech_at_25, starts
+from dicetalk_jax.data.batches.windows import Sequences, starts
+from dicetalk_jax.diffusion.conditioning import speech_at_25
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.conditions import whisper_states
 from dicetalk_jax.inference.recordings import Recording, read_recording
@@ -18,30 +19,30 @@ from dicetalk_jax.vocabulary import EXPRESSION_DIM
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.priors import Prior, finite
 
-# Frames of a window at 25 a second, where weights do not say with how many they were trained.
+# Frames of a window at 25 fps, for weights that do not say which number they were trained with.
 _FRAMES = 64
-# Windows are embedded so many at a time: one compilation for clips of every length.
+# Windows per call of the embedder: one compilation for clips of every length.
 _BATCH = 16
 _TAKEN = ("expression", "expression_mask", "speech", "speech_mask")
 
 
 def has_embedder(weights: Weights) -> bool:
-  """Whether the emotion can be taken from clips with these weights."""
+  """Whether these weights have an emotion embedder."""
   return "emotion_embedder" in weights.config["networks"]
 
 
 class ClipEmbedder:
-  """Emotion priors of clips. `notes` gathers what a person should know of how files were read.
+  """Emotion priors of clips. `notes` collects remarks for the user on how files were read.
 
-  load: network -> its parameters in float32; by default they are read from `weights`. Raises WeightsError for weights
-  without an embedder, or with one whose priors or speech are of another size than the other networks'.
+  load: network -> its float32 parameters; default: read from `weights`. Raises WeightsError for weights without an
+  embedder, or with one whose sizes do not fit the other networks.
   """
 
   def __init__(self, weights: Weights, load: Callable[[str], dict] | None = None):
     if not has_embedder(weights):
       raise WeightsError(
-        f"{weights.folder} has no emotion_embedder, which tells the emotion of a clip; train one with `dicetalk train "
-        "embedder`, or give weights that have it."
+        f"{weights.folder} has no emotion_embedder, which the emotion of a clip needs; train one with `dicetalk train "
+        "embedder`, or give weights that have one."
       )
     self.weights, self.notes = weights, []
     self.model = weights.module("emotion_embedder")
@@ -63,13 +64,13 @@ class ClipEmbedder:
       raise WeightsError(f"{weights.folder}: emotion_embedder.frames is {self.frames!r}, wanted a whole number.")
 
   def takes(self, modality: str) -> bool:
-    """Whether the embedder takes "video", the coefficients, or "audio"."""
+    """Whether the embedder uses "video" (the expression coefficients) or "audio"."""
     return self.model.inputs in ("both", modality)
 
   def prior(self, clip) -> Prior:
-    """The prior of one clip: a file (see `read_recording`), or what has `expression` and `audio` as `Recording` has.
+    """The prior of one clip: a file (see `read_recording`), or an object with `expression` and `audio`, as `Recording`.
 
-    Raises InputError for what cannot be read, and for a clip without anything that this embedder takes.
+    Raises InputError for a file that cannot be read, and for a clip without a modality that this embedder uses.
     """
     if not isinstance(clip, str | os.PathLike):
       return next(self.priors([self.sequences(Recording(clip.expression, clip.audio), "the clip")]))
@@ -82,7 +83,7 @@ class ClipEmbedder:
     return self._known[path]
 
   def sequences(self, recording: Recording, name: str) -> Sequences:
-    """What the embedder takes of a recording, which errors call `name`; speech goes through the weights' Whisper."""
+    """The embedder's input from a recording; speech goes through the weights' Whisper. name: for error messages."""
     expression = np.zeros((0, EXPRESSION_DIM), np.float32)
     speech = np.zeros((0, self.model.speech_features), np.float32)
     if self.takes("video") and recording.expression is not None:
@@ -93,20 +94,20 @@ class ClipEmbedder:
       audio = read_audio(recording.audio, name=name)
       with jax.default_matmul_precision("highest"):
         states = whisper_states(self.weights.module("audio_encoder"), self._load("audio_encoder"), audio)
-      # Encoded sets, from which the embedder learnt, hold them in half precision.
+      # Encoded sets, which the embedder was trained on, store half precision.
       speech = speech_at_25(states.astype(np.float16))
     if len(expression) and len(speech) and len(expression) != len(speech):
       raise InputError(
         f"{name} has {len(expression)} frames of expression and sound for {len(speech)} at 25 a second; give as many."
       )
-    found = Sequences(expression, speech)
-    if not len(found):
+    sequences = Sequences(expression, speech)
+    if not len(sequences):
       wanted = {"video": "expression coefficients", "audio": "sound"}.get(self.model.inputs, "coefficients or sound")
-      raise InputError(f"{name} has no {wanted}, and that is what this emotion embedder takes; give another clip.")
-    return found
+      raise InputError(f"{name} has no {wanted}, which this emotion embedder needs; give another clip.")
+    return sequences
 
   def taken(self, clip: Sequences) -> Sequences:
-    """Without what this embedder does not take, so of no rows where it takes nothing of the clip."""
+    """The clip without the modalities that this embedder does not use."""
     expression, speech = clip.expression, clip.speech
     if not self.takes("video"):
       expression = np.zeros((0, EXPRESSION_DIM), np.float32)
@@ -117,9 +118,9 @@ class ClipEmbedder:
   def priors(self, clips: Iterable[Sequences]) -> Iterator[Prior]:
     """The prior of each clip, in order.
 
-    A clip of n frames is cut into ⌈n / frames⌉ windows, spread evenly, such as the embedder was trained on; a short one
-    is a single window, masked after its end. μ is the mean of the windows' μ_s, σ² that of their σ_s² plus the variance
-    of their μ_s: the variance of a draw from any of them.
+    A clip of n frames is cut into ⌈n / frames⌉ evenly spread windows of the length that the embedder was trained on; a
+    short clip is one window, masked after its end. The prior has the mean and variance of an equal mixture of the
+    windows' Gaussians, see `pooled`.
     """
     rows, counts = [], []
     for clip in clips:
@@ -132,14 +133,14 @@ class ClipEmbedder:
     yield from self._pooled(rows, counts)
 
   def _pooled(self, rows: list[dict], counts: list[int]) -> Iterator[Prior]:
-    found = []
+    gaussians = []
     for first in range(0, len(rows), _BATCH):
       part = rows[first : first + _BATCH]
       part += [part[-1]] * (_BATCH - len(part))
       with jax.default_matmul_precision("highest"):
         batch = [np.stack([row[name] for row in part]) for name in _TAKEN]
-        found.append(np.stack(_apply(self.model, self._load("emotion_embedder"), *batch)))
-    windows = np.concatenate(found, axis=1) if found else None
+        gaussians.append(np.stack(_apply(self.model, self._load("emotion_embedder"), *batch)))
+    windows = np.concatenate(gaussians, axis=1) if gaussians else None
     for end, count in zip(np.cumsum(counts), counts, strict=True):
       yield pooled(*windows[:, end - count : end])
 

@@ -1,125 +1,146 @@
-"""From a user's inputs to what the U-Net is conditioned on. The recipe is the release's, step by step."""
+"""The U-Net's conditions as a list: where each one's tokens come from, in training and in generation.
+
+Adapter i of the U-Net attends to the tokens of condition i. DICE-Talk has audio and emotion; weights with
+other adapters name their conditions in config.json ("conditions": ["audio"]).
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.errors import InputError
-from dicetalk_jax.inference.emotion import Emotion
+from dicetalk_jax.config import GenerationConfig
+from dicetalk_jax.diffusion.conditioning import speech_windows
+from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.media.audio import log_mel
-from dicetalk_jax.media.face import FaceDetector, check_box, crop_around, face_mask, find_face
-from dicetalk_jax.media.image import clip_pixels, read_image, resize, to_signed, working_size
-from dicetalk_jax.vocabulary import MODEL_FPS, SAMPLE_RATE
-
-# Whisper's hidden states come at 50 Hz: one a 320 samples, four a video frame.
-_STATES_PER_FRAME = 4
-# Frame j sees positions [4j, 4j + 10) of the states with these zeros before and after.
-_ZEROS_BEFORE, _ZEROS_AFTER = 4, 6
-# Frames are projected to tokens so many at a time: one compilation for every length. Each emotion attends to thousands
-# of tokens, and most clips have a single one.
-_AUDIO_BATCH, _EMOTION_BATCH = 64, 4
-# A strip would be animated at its full length: nobody means that, and it takes all memory.
-_LARGEST_RATIO = 4
+from dicetalk_jax.vocabulary import MODEL_FPS, SAMPLES_PER_FRAME
 
 
-@dataclasses.dataclass(frozen=True)
-class Portrait:
-  """A portrait ready to be animated.
-
-  image (h, w, 3) uint8 at working size, mask (h, w) uint8 over the face, box (x, y, w, h) of the face in the original
-  (cropped, if asked) image of `original_size` (width, height); faces: how many were found, None where a box was given.
-  """
-
-  image: np.ndarray
-  mask: np.ndarray
-  box: tuple[int, int, int, int]
-  original_size: tuple[int, int]
-  faces: int | None
-
-  @property
-  def signed(self) -> np.ndarray:
-    """(h, w, 3) float32 in [-1, 1]: the VAE's input."""
-    return to_signed(self.image)
-
-  @property
-  def clip_pixels(self) -> np.ndarray:
-    """(224, 224, 3) float32: CLIP's input."""
-    return clip_pixels(self.image)
-
-  @property
-  def face_mask(self) -> np.ndarray:
-    """(h, w) float32 in [0, 1]."""
-    return self.mask.astype(np.float32) / 255
+@functools.partial(jax.jit, static_argnames=("module", "method", "options"))
+def run(module, params, *inputs, method=None, options=()):
+  """module(*inputs) as one compiled program. options: keyword arguments as a tuple of pairs."""
+  return module.apply({"params": params}, *inputs, method=method, **dict(options))
 
 
-def prepare_portrait(
-  image, size: float = 512, face_box: Sequence[float] | None = None, crop=False, detector: FaceDetector | None = None
-) -> Portrait:
-  """Reads a portrait, finds its face unless `face_box` (x, y, w, h) is given, crops around it if asked, and resizes.
+class Networks(Protocol):
+  """Networks by name, whose parameters are read when first needed; `DiceTalk` is one. dtype: of tokens."""
 
-  Raises InputError for an image that cannot be used or is a strip, no face, a box outside it or a size under 32.
-  """
-  pixels = read_image(image)
-  height, width = pixels.shape[:2]
-  faces = None
-  if face_box is None:
-    face, faces = find_face(pixels, detector)
-    box = face.box
-  else:
-    box = check_box(face_box, width, height)
-  if crop:
-    pixels, box = crop_around(pixels, box)
-    height, width = pixels.shape[:2]
-  if max(width, height) > _LARGEST_RATIO * min(width, height):
-    raise InputError(
-      f"The portrait of {width}x{height} pixels has one side more than {_LARGEST_RATIO} times the other: "
-      "give a less narrow picture, or crop it around the face with --crop."
-    )
-  working = working_size(width, height, size)
-  mask = resize(face_mask(height, width, box), working)
-  return Portrait(resize(pixels, working), mask, box, (width, height), faces)
+  dtype: jnp.dtype
+
+  def module(self, name: str): ...
+
+  def params(self, name: str) -> dict: ...
+
+  def architecture(self, name: str) -> Mapping: ...
 
 
 def frame_count(samples: int) -> int:
-  """Frames at 12.5 a second of a 16 kHz sound (released: the last frame or two of sound get no frame of their own)."""
-  return samples // (SAMPLE_RATE // 25) // 2
+  """Frames at 12.5 per second of a 16 kHz sound. The release drops an incomplete pair at 25 fps."""
+  return samples // SAMPLES_PER_FRAME // 2
 
 
-@functools.partial(jax.jit, static_argnames=("module", "method"))
-def _apply(module, params, *inputs, method=None):
-  return module.apply({"params": params}, *inputs, method=method)
+@dataclasses.dataclass(frozen=True)
+class Condition:
+  """One condition: one adapter of the U-Net.
+
+  Its network, a module `features (n, ...) -> tokens (n, t, d)`, makes the tokens; those of zero features are the
+  unconditional tokens, which guidance subtracts and which replace a dropped condition in training.
+  """
+
+  name: str
+  """Of the condition. Settings named <name>_scale and drop_<name>, where they exist, go before `scale` and `drop`."""
+
+  network: str
+  """The network that makes tokens, by its name in the weights. If it has a method `for_training(features)`, training
+  calls that instead; it returns tokens and a loss (n,) that is added to the objective."""
+
+  of_input: Callable[[Networks, Any, int], np.ndarray]
+  """of_input(networks, value, frames): what a user gives -> features (frames, ...), at 12.5 frames per second."""
+
+  of_batch: Callable[[Callable, Mapping, jax.Array], jax.Array]
+  """of_batch(run, batch, key): a training batch -> features (b, frames or 1, ...). run(network, *inputs) runs one of
+  `needs`."""
+
+  needs: tuple[str, ...] = ()
+  """Further networks that `of_batch` runs. They are frozen."""
+
+  drop: float = 0.05
+  """Share of training samples in which this condition alone is dropped."""
+
+  scale: float | None = None
+  """Guidance scale. None: the condition shares the next one's branch, see `diffusion.guidance.plan`."""
+
+  options: tuple[str, ...] = ()
+  """Settings of a generation that are passed to the network by name."""
+
+  rows: int = 64
+  """Feature rows that the network runs on together in generation: one compilation for every length."""
 
 
 def whisper_states(module, params, audio: np.ndarray) -> np.ndarray:
-  """16 kHz sound (samples,) -> all of Whisper's hidden states at 50 Hz (positions, layers + 1, d).
+  """Whisper's hidden states of a 16 kHz sound: (samples,) -> (positions, layers + 1, d) at 50 Hz.
 
-  Each chunk of 30 s is encoded alone; positions = 2 · (samples // 640).
+  Chunks of 30 s are encoded independently. There are 2 · (samples // 640) positions.
   """
   mel = log_mel(audio, {"num_mel_bins": module.num_mel_bins})
-  states = np.concatenate([np.asarray(_apply(module, params, chunk[None])[0]) for chunk in mel])
-  return states[: 2 * (len(audio) // (SAMPLE_RATE // 25))]
+  states = np.concatenate([np.asarray(run(module, params, chunk[None])[0]) for chunk in mel])
+  return states[: 2 * (len(audio) // SAMPLES_PER_FRAME)]
 
 
-def frame_windows(states: np.ndarray, positions: int) -> np.ndarray:
-  """Hidden states (n, layers + 1, d) -> each frame's window of them (frames, positions, layers + 1, d)."""
-  padded = np.pad(states, ((_ZEROS_BEFORE, _ZEROS_AFTER), (0, 0), (0, 0)))
-  starts = _STATES_PER_FRAME * np.arange(len(states) // _STATES_PER_FRAME)
-  return padded[starts[:, None] + np.arange(positions)]
+def _speech(networks, audio, frames):
+  states = whisper_states(networks.module("audio_encoder"), networks.params("audio_encoder"), audio)
+  return speech_windows(states, 2 * np.arange(frames), networks.architecture("audio_projection")["window"])
 
 
-def in_batches(function: Callable, rows: np.ndarray, batch: int, dtype) -> jnp.ndarray:
-  """function over rows (n, ...) in batches of one shape, joined as `dtype` on the device."""
-  results = []
-  for first in range(0, len(rows), batch):
-    part = rows[first : first + batch]
-    padded = np.pad(part, [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1))
-    # Cut and joined on the host, where nothing is compiled anew for each length.
-    results.append(np.asarray(function(padded))[: len(part)])
-  return jnp.asarray(np.concatenate(results), dtype)
+def _prior_of_batch(run, batch, key):
+  """The emotion prior s (b, 1, 256) of a batch's clips (Eq. 6): drawn from the embedder's Gaussian, or its mean."""
+  gaussian = run("emotion_embedder", *(batch[n] for n in ("expression", "expression_mask", "speech", "speech_mask")))
+  prior = gaussian.mu if key is None else gaussian.sample(key)
+  return jax.lax.stop_gradient(prior)[:, None]
+
+
+AUDIO = Condition(
+  name="audio",
+  network="audio_projection",
+  of_input=_speech,
+  of_batch=lambda run, batch, key: batch["audio"].astype(jnp.float32),
+)
+EMOTION = Condition(
+  name="emotion",
+  network="emotion_model",
+  of_input=lambda networks, emotion, frames: emotion.at(np.arange(frames) / MODEL_FPS),
+  of_batch=_prior_of_batch,
+  needs=("emotion_embedder",),
+  options=("bank",),
+  # Each emotion attends to thousands of tokens, and most videos have a single one.
+  rows=4,
+)
+CONDITIONS = {condition.name: condition for condition in (AUDIO, EMOTION)}
+
+
+def register_condition(condition: Condition) -> None:
+  """Makes a condition known by its name, so that weights can name it."""
+  CONDITIONS[condition.name] = condition
+
+
+def conditions_of(config: Mapping) -> tuple[Condition, ...]:
+  """The conditions of weights, from their config.json, in the order of the U-Net's adapters.
+
+  Without an entry "conditions" they are audio and emotion. WeightsError for one that is not registered, and for another
+  number than the U-Net has adapters.
+  """
+  names = config.get("conditions", (AUDIO.name, EMOTION.name))
+  if unknown := [name for name in names if name not in CONDITIONS]:
+    raise WeightsError(f"config.json names the condition {unknown[0]!r}; known are {', '.join(CONDITIONS)}.")
+  adapters = len(config["networks"]["unet"]["adapter_scales"])
+  if adapters != len(names):
+    raise WeightsError(f"The U-Net has {adapters} adapters, wanted {len(names)}, for {', '.join(names)}.")
+  return tuple(CONDITIONS[name] for name in names)
 
 
 @jax.jit
@@ -129,7 +150,7 @@ def _rows(table, index):
 
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
-  """Tokens of frames: rows (k, n, d), of which the last is the unconditional one, and each frame's row (N,)."""
+  """Tokens of frames: rows (k, n, d), the last one unconditional, and the row of each frame, index (N,)."""
 
   rows: jnp.ndarray
   index: np.ndarray
@@ -139,46 +160,39 @@ class TokenTable:
     return self.rows[-1]
 
   def __getitem__(self, frames: np.ndarray) -> jnp.ndarray:
-    """Tokens of some frames: indices (...) -> (..., n, d)."""
+    """The tokens of some frames: indices (...) -> (..., n, d)."""
     return _rows(self.rows, self.index[frames])
 
   def padded(self, frames: int) -> "TokenTable":
-    """The same with unconditional frames after."""
+    """The table with unconditional frames appended."""
     return TokenTable(self.rows, np.append(self.index, np.full(frames, len(self.rows) - 1)))
 
 
-def audio_tokens(encoder, encoder_params, projection, projection_params, audio, positions=10, dtype=jnp.float32):
-  """16 kHz sound (samples,) -> `TokenTable` of its frames; the unconditional tokens are the projection of zeros."""
-  windows = frame_windows(whisper_states(encoder, encoder_params, audio), positions)
-  frames = frame_count(len(audio))
-  rows = np.concatenate([windows[:frames], np.zeros_like(windows[:1])])
-  project = functools.partial(_apply, projection, projection_params)
-  return TokenTable(in_batches(project, rows, _AUDIO_BATCH, dtype), np.arange(frames))
+def in_batches(function: Callable, rows: np.ndarray, batch: int, dtype) -> jnp.ndarray:
+  """function over rows (n, ...) in batches of one shape, joined as `dtype` on the device."""
+  results = []
+  for first in range(0, len(rows), batch):
+    part = rows[first : first + batch]
+    padded = np.pad(part, [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1))
+    # Cut and joined on the host, where no length needs a program of its own.
+    results.append(np.asarray(function(padded))[: len(part)])
+  return jnp.asarray(np.concatenate(results), dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "bank"))
-def _emotion_tokens(module, params, priors, bank):
-  return module.apply({"params": params}, priors, bank=bank)
+def tabulate(module, params, features: np.ndarray, rows: int = 64, dtype=jnp.float32, **options) -> TokenTable:
+  """Features of frames (N, ...) -> `TokenTable`; equal features are computed once. options: of the module's call."""
+  keys = [hashlib.blake2b(np.ascontiguousarray(row)).digest() for row in features]
+  first = {key: i for i, key in reversed([*enumerate(keys)])}
+  distinct = sorted(first.values())
+  place = {keys[i]: k for k, i in enumerate(distinct)}
+  inputs = np.concatenate([features[distinct], np.zeros_like(features[:1])])
+  project = functools.partial(run, module, params, options=tuple(options.items()))
+  return TokenTable(in_batches(project, inputs, rows, dtype), np.array([place[key] for key in keys]))
 
 
-def emotion_tokens(module, params, emotion: Emotion, frames: int, bank="all", dtype=jnp.float32) -> TokenTable:
-  """`TokenTable` of an emotion at each of `frames`; the unconditional tokens are those of a prior of zeros."""
-  priors = emotion.at(np.arange(frames) / MODEL_FPS)
-  # An emotion that holds is computed once.
-  distinct, index = np.unique(priors, axis=0, return_inverse=True)
-  rows = np.concatenate([distinct, np.zeros_like(distinct[:1])])
-  project = functools.partial(_emotion_tokens, module, params, bank=bank)
-  return TokenTable(in_batches(project, rows, _EMOTION_BATCH, dtype), index.reshape(-1))
-
-
-def image_conditions(vae, vae_params, encoder, encoder_params, portrait: Portrait):
-  """(image latents (h/8, w/8, 4), the VAE's mean, unscaled; CLIP's embedding (1, d)), float32."""
-  mean, _ = _apply(vae, vae_params, portrait.signed[None], method="encode")
-  embedding = _apply(encoder, encoder_params, portrait.clip_pixels[None])
-  return mean[0], embedding.astype(jnp.float32)
-
-
-def pose_features(module, params, portrait: Portrait) -> jnp.ndarray:
-  """The face mask as features at latent size (1, 1, h/8, w/8, c): the same for every frame."""
-  mask = np.repeat(portrait.face_mask[None, None, :, :, None], 3, axis=-1)
-  return _apply(module, params, mask)
+def token_table(networks: Networks, condition: Condition, value, frames: int, config: GenerationConfig) -> TokenTable:
+  """The tokens of a condition for the frames of a video, from what a user gives."""
+  features = condition.of_input(networks, value, frames)
+  module, params = networks.module(condition.network), networks.params(condition.network)
+  options = {name: getattr(config, name) for name in condition.options}
+  return tabulate(module, params, features, condition.rows, networks.dtype, **options)

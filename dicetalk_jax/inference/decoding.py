@@ -1,4 +1,4 @@
-"""From latents to frames, and from 12.5 frames a second to 25."""
+"""Decodes latents to frames, and interpolates from 12.5 to 25 frames per second."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from dicetalk_jax.parallel.mesh import batch_parts, batch_sharding, to_host
 
-# Pairs of frames that are interpolated together.
+# Pairs of frames per call of the interpolator.
 _PAIRS = 4
 
 
@@ -33,10 +33,9 @@ def decode_frames(
 ) -> np.ndarray:
   """The first `frames` of latents (N, h, w, c) -> (frames, 8h, 8w, 3) float32 in [0, 1].
 
-  Chunks of `chunk` frames are decoded together: the decoder mixes their frames, so that the chunks are part of the
-  result (released: 10). A chunk that would show padding alone is not decoded. mesh: where `params` lie; as many chunks
-  as it has parts of a batch are decoded side by side, and all of its processes call with the same.
-  show(first, pictures) is given each chunk as it comes.
+  The decoder mixes the frames of a chunk, so the chunk size affects the result (released: 10). Chunks of padding alone
+  are not decoded. mesh: of `params`; chunks are decoded side by side over its batch axes, and all of its processes call
+  with the same arguments. show(first, pictures) receives each chunk when it is ready.
   """
   if mesh is None:
     latents, parts, place = jnp.asarray(latents), 1, lambda rows: rows
@@ -47,7 +46,7 @@ def decode_frames(
     progress(0, frames)
   pictures, last = [], len(latents) - len(latents) % chunk
   for first in range(0, min(frames, last), parts * chunk):
-    # Beyond the last whole chunk the last one is repeated, so that every device has one.
+    # The last whole chunk is repeated, so that every device has one.
     starts = np.minimum(first + chunk * np.arange(parts), last - chunk)
     decoded = to_host(_decode(vae, params, place(latents[starts[:, None] + np.arange(chunk)])))
     count = min(parts * chunk, last - first, frames - first)
@@ -57,7 +56,7 @@ def decode_frames(
     if progress:
       progress(first + count, frames)
   if frames > last:
-    # One that is short is another program.
+    # A short last chunk needs a program of its own.
     pictures.append(to_host(_decode(vae, params, latents[None, last:]))[0, : frames - last])
     if show:
       show(last, pictures[-1])
@@ -81,7 +80,7 @@ def interpolate_frames(
   if progress:
     progress(0, pairs)
   for first in range(0, pairs, _PAIRS):
-    # A short last batch repeats its last pair, so that one program serves all.
+    # A short last batch repeats its last pair, so that one program is enough.
     index = np.minimum(np.arange(first, first + _PAIRS), pairs - 1)
     middle = np.asarray(_between(interpolator, params, frames[index], frames[index + 1]))
     count = min(_PAIRS, pairs - first)

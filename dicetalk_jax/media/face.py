@@ -136,19 +136,6 @@ def check_box(box: Sequence[float], width: int, height: int) -> Box:
   return x, y, w, h
 
 
-def face_mask(height: int, width: int, box: Sequence[int], scale: float = 1.1) -> np.ndarray:
-  """255 inside the box scaled about its centre, 0 outside: (height, width) uint8 (released: scale 1.1)."""
-  x, y, w, h = box
-  centre_x, centre_y = (2 * x + w) // 2, (2 * y + h) // 2
-  half_w, half_h = w * scale // 2, h * scale // 2
-  mask = np.zeros((height, width), np.uint8)
-  mask[
-    int(max(centre_y - half_h, 0)) : int(min(centre_y + half_h, height)),
-    int(max(centre_x - half_w, 0)) : int(min(centre_x + half_w, width)),
-  ] = 255
-  return mask
-
-
 def crop_around(image: np.ndarray, box: Sequence[int]) -> tuple[np.ndarray, Box]:
   """The square around a face, and the face's box in it (released: the optional crop).
 

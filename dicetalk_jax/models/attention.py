@@ -1,4 +1,4 @@
-"""Attention, once for every network: the fastest exact form that the hardware has, never a large score matrix.
+"""Attention for all networks: the fastest exact implementation on the hardware, without a large score matrix.
 
 Softmax is float32 whatever the inputs are.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-# Block sizes of the blocked form: a block's scores stay in a core's cache on a CPU.
+# Block sizes of the blocked form. On a CPU the scores of a block fit a core's cache.
 _QUERY_BLOCK, _KEY_BLOCK = 512, 512
 _CUDNN_SCORES = 64 * 64
 
@@ -24,7 +24,7 @@ def attention(query, key, value, implementation=None):
   implementation: "cudnn" (NVIDIA flash), "splash" (TPU), "blocked" or "plain" (any XLA device); None chooses.
   """
   if key.shape[1] == 1:
-    # One key: the softmax is 1 wherever one looks.
+    # One key: the softmax is 1.
     return jnp.broadcast_to(value, query.shape).astype(query.dtype)
   implementation = implementation or choose_implementation(query, key, _backend())
   return _IMPLEMENTATIONS[implementation](query, key, value)
@@ -41,10 +41,10 @@ def _backend() -> str:
 
 
 def choose_implementation(query, key, backend: str) -> str:
-  """The form that `attention` takes on a backend ("gpu", "tpu" or any other) for arrays, or shapes, like these."""
+  """The implementation for a backend ("gpu", "tpu" or another) and arrays, or shapes, like these."""
   n, d, m = query.shape[1], query.shape[3], key.shape[1]
   half = query.dtype in (jnp.bfloat16, jnp.float16)
-  # cuDNN has no gradient of odd lengths; and short ones, as over time, have scores smaller than what they are made of.
+  # cuDNN has no gradient for odd lengths. For short ones, as over time, the scores are smaller than query and key.
   if backend == "gpu" and half and d % 8 == 0 and d <= 128 and n % 2 == m % 2 == 0 and n * m >= _CUDNN_SCORES:
     return "cudnn"
   if backend == "tpu" and n % 128 == 0 and m % 128 == 0 and n * m >= 1024 * 1024 and d in (64, 128):
@@ -92,8 +92,8 @@ def _blocked_forward(query, key, value):
   return out, (query, key, value, out, log_total)
 
 
-def _blocked_backward(kept, gradient):
-  query, key, value, out, log_total = kept
+def _blocked_backward(residuals, gradient):
+  query, key, value, out, log_total = residuals
   scale = 1 / math.sqrt(query.shape[3])
   queries = _split(query * jnp.asarray(scale, query.dtype), _QUERY_BLOCK)
   gradients, outs = (_split(x, _QUERY_BLOCK) for x in (gradient, out))
@@ -110,8 +110,8 @@ def _blocked_backward(kept, gradient):
       d_key, d_value = _product("bhnm,bhnd->bhmd", d_scores, q), _product("bhnm,bhnd->bhmd", weights, g)
       return d_query + _product("bhnm,bhmd->bhnd", d_scores, block.key), (d_key, d_value)
 
-    d_query, found = lax.scan(one_key_block, jnp.zeros(q.shape, jnp.float32), blocks)
-    return jax.tree.map(jnp.add, sums, found), d_query
+    d_query, gradients = lax.scan(one_key_block, jnp.zeros(q.shape, jnp.float32), blocks)
+    return jax.tree.map(jnp.add, sums, gradients), d_query
 
   nothing = jnp.zeros(blocks.key.shape, jnp.float32)
   (d_key, d_value), d_query = lax.scan(one_query_block, (nothing, nothing), (queries, gradients, log_total, of_weights))
@@ -124,7 +124,7 @@ _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 class _KeyBlocks(NamedTuple):
-  """Of each block: key and value (blocks, b, heads, block, d), and which rows are not padding (blocks, block)."""
+  """key and value (blocks, b, heads, block, d), and which rows are not padding (blocks, block)."""
 
   key: jax.Array
   value: jax.Array
@@ -165,12 +165,12 @@ def _cudnn(query, key, value):
   return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
-# Axes of a mesh that rows and heads lie over, where there is one.
+# Mesh axes of the batch and of heads.
 _ROWS, _HEADS = ("data", "fsdp"), "tensor"
 
 
 def _apart(function):
-  """A kernel that the compiler cannot split, run by each device of the mesh on its own rows and heads."""
+  """Runs a kernel that the compiler cannot partition on each device's rows and heads."""
 
   @functools.wraps(function)
   def run(query, key, value, **options):

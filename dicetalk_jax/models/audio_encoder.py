@@ -1,4 +1,4 @@
-"""Whisper's audio encoder (Radford et al. 2022), all of whose hidden states describe the speech."""
+"""Whisper's audio encoder (Radford et al. 2022), which returns all hidden states."""
 
 from collections.abc import Mapping
 

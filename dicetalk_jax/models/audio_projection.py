@@ -1,4 +1,4 @@
-"""From one vector to a set of cross-attention tokens: speech (`AudioProjection`) and emotion use the same network."""
+"""Projects a vector to a set of cross-attention tokens; for speech (`AudioProjection`) and for emotion."""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -1,4 +1,14 @@
-"""Correlation-enhanced emotion conditioning: the emotion bank and attention to it (section 3.2, Eq. 9-13, 17)."""
+"""Correlation-enhanced emotion conditioning: the emotion bank and attention to it (§3.2, Eq. 9-13, 17).
+
+What another emotion model must have, to take the place of `EmotionModel` in `DiceTalk(networks=…)` and in training:
+- attribute `prior_dim`: numbers in a prior;
+- `__call__(prior, bank="all")`: priors (b, prior_dim) -> tokens (b, n, d), d the U-Net's `cross_attention_dim`. The
+  tokens of a prior of zeros are the unconditional ones. When it is initialised it must create the parameters of
+  `classify`, too;
+- `classify(f_t, deterministic=True)`: logits of the 22 emotion classes, for L_cls (Eq. 16); see `EmotionDiscriminator`.
+  A loss that does not need it can leave it out;
+- optional `for_training(prior)` -> tokens, and a loss (b,) that is added to the objective, such as L_vq.
+"""
 
 from typing import NamedTuple
 
@@ -14,7 +24,7 @@ from dicetalk_jax.models.emotion_discriminator import EmotionDiscriminator
 
 
 class Retrieval(NamedTuple):
-  """What the bank gives for priors (..., 256): s* (..., d) straight-through, L_vq and the code's index k (...) each."""
+  """The bank's output for priors (..., 256): s* (..., d), straight-through; L_vq and the code's index k, (...) each."""
 
   s_star: jax.Array
   vq_loss: jax.Array
@@ -24,7 +34,7 @@ class Retrieval(NamedTuple):
 def bank_loss(z, code, commitment=0.25):
   """L_vq (Eq. 17) of z, the prior's projection, and its code: both (..., d) -> (...), squares as means over d.
 
-  The first term pulls the code to z, the second, β = `commitment`, z to the code.
+  The first term moves the code to z; the second, times β = `commitment`, moves z to the code.
   """
   towards_prior = jnp.square(code - lax.stop_gradient(z)).mean(-1)
   towards_code = jnp.square(lax.stop_gradient(code) - z).mean(-1)
@@ -34,7 +44,7 @@ def bank_loss(z, code, commitment=0.25):
 class EmotionBank(nn.Module):
   """The bank C of `num_codes` emotion prototypes: prior s (..., 256) -> the nearest code (Eq. 9), `Retrieval`.
 
-  It compares in float32 always, for a rounding may change the choice.
+  Distances are float32, because rounding may change the choice.
   """
 
   num_codes: int = 64
@@ -82,8 +92,8 @@ class EmotionModel(nn.Module):
   """From an emotion prior to emotion tokens, and the discriminator that is published with it.
 
   prior s (b, prior_dim) -> E_s (b, num_tokens, features).
-  conditioning: "bank" is the paper's. Its ablations (Table 4): "prior" leaves the bank out, E_s is the projection of s;
-  "learnable" lets learnt query tokens attend to that projection, the prior being key and value.
+  conditioning: "bank" is the paper's. Ablations (Table 4): "prior" has no bank, E_s is the projection of s; in
+  "learnable", learned query tokens attend to that projection.
   """
 
   prior_dim: int = 256
@@ -102,7 +112,7 @@ class EmotionModel(nn.Module):
     if self.conditioning not in CONDITIONINGS:
       raise ValueError(f"conditioning is {self.conditioning!r}, wanted one of {', '.join(CONDITIONINGS)}")
     if self.conditioning == "learnable":
-      # As large as the normalised tokens that stand in its place.
+      # Of the same scale as the normalised tokens that it replaces.
       self.query = self.param("query", nn.initializers.normal(1.0), (self.num_tokens, self.features))
     self.emo_linear = TokenProjection(self.hidden, self.num_tokens, self.features, self.dtype)
     self.codebook = EmotionBank(self.num_codes, self.features, self.commitment)
@@ -116,7 +126,7 @@ class EmotionModel(nn.Module):
     Without a bank both are the same. Raises ValueError for another `bank`.
     """
     if self.is_initializing():
-      # Every parameter of the checkpoint exists, whichever path initialises it.
+      # Create every parameter of the checkpoint, not only those of one path.
       self.retrieve(prior)
       self.classify(jnp.zeros((1, 1, 1, self.mid_features), self.dtype))
     if bank not in ("all", "nearest"):
@@ -135,7 +145,7 @@ class EmotionModel(nn.Module):
     return self.attention(self.emo_linear(prior), self.kv_tokens_linear(retrieval.s_star)), retrieval
 
   def for_training(self, prior):
-    """(E_s, L_vq (b,)) as training has them: retrieved from the bank, or without one and 0."""
+    """(E_s, L_vq (b,)) for training: retrieved from the bank, or without a bank and 0."""
     if self.conditioning != "bank":
       return self._without_bank(prior), jnp.zeros(len(prior))
     tokens, retrieval = self.retrieve(prior)

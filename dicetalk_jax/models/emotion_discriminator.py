@@ -1,4 +1,4 @@
-"""The emotion discriminator ψ, which reads the emotion from the U-Net while it denoises (section 3.3, Eq. 16)."""
+"""The emotion discriminator ψ: classifies the emotion from the U-Net's features (§3.3, Eq. 16)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Blocks that the U-Net and the VAE share. Names and epsilons are those of Stable Video Diffusion in diffusers."""
+"""Blocks shared by the U-Net and the VAE. Names and epsilons are those of Stable Video Diffusion in diffusers."""
 
 import math
 
@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 
-# The scope of operations that are none of the model's: no count of its arithmetic holds them.
-MATERIALISED = "materialised"
+from dicetalk_jax.models.cpu import materialised_gradient
 
 
 def sinusoidal_embedding(values, dim):
@@ -33,30 +32,8 @@ class TimestepEmbedding(nn.Module):
     return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(nn.silu(x))
 
 
-@jax.custom_vjp
-def materialised_gradient(x):
-  """x (..., c) itself, whose gradient is written to memory on a CPU; elsewhere it is left to the compiler.
-
-  XLA on a CPU fuses a gradient into each of those that read it, and so computes the chain that leads to it once for
-  each: up to a fifth of a small U-Net's whole gradient. It fuses nothing into a matrix product, here by the identity.
-  """
-  return x
-
-
-def _materialise(g):
-  with jax.named_scope(MATERIALISED):
-    return jax.lax.platform_dependent(g, cpu=_times_identity, default=lambda g: g)
-
-
-def _times_identity(g):
-  return jnp.dot(g, jnp.eye(g.shape[-1], dtype=g.dtype), precision="highest")
-
-
-materialised_gradient.defvjp(lambda x: (x, None), lambda _, g: (_materialise(g),))
-
-
 class GroupNorm(nn.Module):
-  """Normalises groups of channels over every axis but the first, in float32: (b, ..., c) -> (b, ..., c)."""
+  """Group normalisation over all axes but the first, in float32: (b, ..., c) -> (b, ..., c)."""
 
   epsilon: float
   dtype: jnp.dtype = jnp.float32
@@ -65,7 +42,7 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     norm = nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=jnp.float32, use_fast_variance=False, name="norm")
-    # The parameters belong to this module, under the names that the checkpoint has.
+    # The parameters belong to this module, under the names in the checkpoint.
     nn.share_scope(self, norm)
     return materialised_gradient(norm(materialised_gradient(x)).astype(self.dtype))
 
@@ -134,9 +111,9 @@ class ResnetBlock(nn.Module):
 
 
 class TemporalResnetBlock(nn.Module):
-  """The same over frames: x (b, f, h, w, c), time_embedding (b, f, d) or None -> (b, f, h, w, c).
+  """`ResnetBlock` along frames: x (b, f, h, w, c), time_embedding (b, f, d) or None -> (b, f, h, w, c).
 
-  Its norms take all frames together.
+  Its norms run over all frames together.
   """
 
   epsilon: float
@@ -156,9 +133,9 @@ class TemporalResnetBlock(nn.Module):
 
 
 class TimeMixer(nn.Module):
-  """Blends a spatial and a temporal result by one learned number.
+  """A learned weighted mean of a spatial and a temporal result.
 
-  The U-Net gives sigmoid(mix_factor) to the spatial one, the VAE (`temporal_first`) to the temporal one.
+  sigmoid(mix_factor) is the weight of the spatial one in the U-Net, of the temporal one in the VAE (`temporal_first`).
   """
 
   temporal_first: bool = False
@@ -201,7 +178,7 @@ class SpatioTemporalResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-  """A strided 3×3 convolution: (b, h, w, c) -> (b, h/2, w/2, c). `trailing` pads below and right only, as the VAE."""
+  """A strided 3×3 convolution: (b, h, w, c) -> (b, h/2, w/2, c). `trailing`: pads below and right only, as the VAE."""
 
   trailing: bool = False
   dtype: jnp.dtype = jnp.float32

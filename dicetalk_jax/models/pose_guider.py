@@ -1,4 +1,4 @@
-"""The pose guider: where the face is, as features that the U-Net adds after its first convolution."""
+"""The pose guider: features of the face mask, which the U-Net adds after its first convolution."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from dicetalk_jax.models.layers import conv
 
 
 class PoseGuider(nn.Module):
-  """3×3 convolutions with SiLU, halving the size three times, each frame alone.
+  """3×3 convolutions with SiLU, each frame alone; halves the size three times.
 
   mask (b, f, H, W, 3) in [0, 1], H and W multiples of 8 -> (b, f, H/8, W/8, features).
   """

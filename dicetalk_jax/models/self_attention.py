@@ -1,4 +1,4 @@
-"""Multi-head self-attention as the CLIP and Whisper encoders have it, under their parameter names."""
+"""Multi-head self-attention of the CLIP and Whisper encoders, with their parameter names."""
 
 import flax.linen as nn
 import jax.numpy as jnp

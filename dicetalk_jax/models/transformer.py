@@ -12,10 +12,9 @@ from dicetalk_jax.models.remat import rematerialiser
 
 @struct.dataclass
 class Tokens:
-  """What cross-attention attends to. Spatial attention sees a frame's own tokens, temporal attention their mean.
+  """The keys and values of cross-attention. Spatial attention sees each frame's tokens, temporal attention their mean.
 
-  text (b, f, m, d): the image embedding, in the place of Stable Video Diffusion's text.
-  adapters: for audio and emotion, in this order, (b, f, n, d).
+  text (b, f, m, d): the image embedding, as in Stable Video Diffusion. adapters: (b, f, n, d) for each condition.
   face_mask (b, h, w, 1) or None: multiplies what the adapters add in spatial attention.
   """
 
@@ -52,7 +51,7 @@ class CrossAttention(nn.Module):
   """Multi-head attention to a context (default: to itself) and, by their own keys and values, to adapters' tokens.
 
   x (b, n, c), context (b, m, d), adapters: (b, m_i, d) each, mask (b, n, 1) or None -> (b, n, c). Each adapter's
-  result, times its scale and the mask, joins the context's before the output projection.
+  result, times its scale and the mask, is added to the context's before the output projection.
   """
 
   heads: int
@@ -99,7 +98,7 @@ class SpatialBlock(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-  """The same along frames, after a feed-forward of its own: x (b, f, n, c) -> (b, f, n, c).
+  """A feed-forward, then `SpatialBlock` along frames: x (b, f, n, c) -> (b, f, n, c).
 
   text (b, m, d) and adapters (b, m_i, d) are one set of tokens for the whole window.
   """

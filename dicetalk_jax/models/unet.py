@@ -1,11 +1,10 @@
-"""DICE-Talk's U-Net: Stable Video Diffusion's spatio-temporal U-Net with audio and emotion adapters and a face mask."""
+"""DICE-Talk's U-Net: Stable Video Diffusion's spatio-temporal U-Net with an adapter per condition and a face mask."""
 
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dicetalk_jax.models.layers import (
   Downsample,
@@ -30,17 +29,16 @@ class UNet(nn.Module):
   sample (b, f, h, w, in_channels): scaled noisy latents and image latents; h and w multiples of 2^(levels − 1).
   timestep (b,) or (): 0.25 ln σ.
   image_tokens (b, f, m, d): CLIP's embedding, one token a frame.
-  adapter_tokens: audio and emotion, (b, f, n, d) each.
+  adapter_tokens: (b, f, n, d) for each condition, such as audio and emotion.
   added_time_ids (b, 3): fps, motion bucket, noise augmentation.
   pose_features (b or 1, f or 1, h, w, c₀) or None: added after the first convolution.
   face_mask (b or 1, H, W) or None, in [0, 1] at pixel size: where the adapters act in spatial attention.
   -> (b, f, h, w, out_channels) float32.
 
-  Collected as "intermediates" when a caller makes that collection mutable: `after_conv_in`, `after_down_i`,
-  `after_mid` (the emotion discriminator's input), `after_up_i`. `remat` recomputes each residual block and transformer
-  in the backward pass; a name of `jax.checkpoint_policies` in `remat_policy` says what is kept all the same; "apart" is
-  another way to do it, see `models.remat`. `norm_num_groups`: of every normalisation; a group of one channel would take
-  the mean and the contrast out of it, so that widths below 128 want fewer than Stable Video Diffusion's 32.
+  Collection "intermediates", if mutable: `after_conv_in`, `after_down_i`, `after_mid` (the emotion discriminator's
+  input), `after_up_i`. adapter_scales: of each condition's adapter. remat, remat_policy: see `models.remat`.
+  norm_num_groups: of every normalisation. A group of a single channel loses its mean and contrast, so widths below 128
+  need fewer groups than Stable Video Diffusion's 32.
   """
 
   in_channels: int = 8
@@ -61,7 +59,7 @@ class UNet(nn.Module):
 
   @classmethod
   def from_config(cls, config: Mapping, **attributes) -> "UNet":
-    """The U-Net of a diffusers config.json; ValueError names what it asks for that this U-Net does not do."""
+    """The U-Net of a diffusers config.json; ValueError for a feature that this U-Net does not have."""
     channels = tuple(config["block_out_channels"])
     levels = len(channels)
 
@@ -166,7 +164,7 @@ class UNet(nn.Module):
 
     skips = [x]
     for i in range(levels):
-      # diffusers' epsilons: going down 1e-6 with attention and 1e-5 without, in the middle 1e-5, going up 1e-6.
+      # diffusers' epsilons: down 1e-6 with attention and 1e-5 without, middle 1e-5, up 1e-6.
       epsilon = 1e-6 if self.down_attention[i] else 1e-5
       change = "down" if i < levels - 1 else None
       down = block(i, self.layers_per_block[i], epsilon, self.down_attention[i], f"down_blocks_{i}", change)
@@ -294,16 +292,11 @@ def resize_bicubic(image, height, width):
 
 def _bicubic_weights(size, new_size, a=-0.75):
   """The resize of one axis as a matrix (new_size, size)."""
-  position = (np.arange(new_size) + 0.5) * size / new_size - 0.5
-  first = np.floor(position).astype(int) - 1
-  weights = np.zeros((new_size, size), np.float32)
-  for tap in range(4):
-    distance = np.abs(position - (first + tap))
-    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-    far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
-    np.add.at(
-      weights,
-      (np.arange(new_size), np.clip(first + tap, 0, size - 1)),
-      np.where(distance <= 1, near, far).astype(np.float32),
-    )
-  return weights
+  position = (jnp.arange(new_size) + 0.5) * size / new_size - 0.5
+  taps = jnp.floor(position)[:, None] + jnp.arange(-1, 3)
+  distance = jnp.abs(position[:, None] - taps)
+  near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+  far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
+  weights = jnp.where(distance <= 1, near, far)
+  columns = jnp.clip(taps, 0, size - 1).astype(int)
+  return (weights[..., None] * jax.nn.one_hot(columns, size)).sum(axis=1)

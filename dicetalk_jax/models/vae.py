@@ -1,4 +1,4 @@
-"""Stable Video Diffusion's VAE: frames are encoded one by one and decoded together, by a decoder that mixes time."""
+"""Stable Video Diffusion's VAE: an encoder of single frames, and a decoder that mixes frames."""
 
 from collections.abc import Mapping
 
@@ -18,15 +18,15 @@ from dicetalk_jax.models.layers import (
   over_frames,
 )
 
-# What of the parameters makes latents of pictures.
+# Parameters that encoding needs.
 ENCODING_PARTS = ("encoder", "quant_conv")
 
 
 class VAE(nn.Module):
   """Encoder and temporal decoder (diffusers' AutoencoderKLTemporalDecoder).
 
-  Latents are the encoder's own scale; the diffusion model works on them times `scaling_factor`. `norm_num_groups`: of
-  every group normalisation. A group of one or two channels forgets how bright and of what colour a picture is.
+  Latents are the encoder's own scale; the diffusion model works on them times `scaling_factor`. norm_num_groups:
+  of every group normalisation. A group of one or two channels loses the brightness and colour of a picture.
   """
 
   in_channels: int = 3
@@ -40,7 +40,7 @@ class VAE(nn.Module):
 
   @classmethod
   def from_config(cls, config: Mapping, **attributes) -> "VAE":
-    """The VAE of a diffusers config.json; ValueError names what it asks for that this VAE does not do."""
+    """The VAE of a diffusers config.json; ValueError for a feature that this VAE does not have."""
     channels = tuple(config["block_out_channels"])
     if list(config["down_block_types"]) != ["DownEncoderBlock2D"] * len(channels):
       raise ValueError(f"down_block_types: {config['down_block_types']}; known is DownEncoderBlock2D, one a width")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jax.extend import core as jex
 
-from dicetalk_jax.models.layers import MATERIALISED
+from dicetalk_jax.models.cpu import MATERIALISED
 
 # Dense bfloat16 peaks of NVIDIA's and Google's data sheets, in FLOP/s, by what `device_kind` contains; first match.
 _PEAKS = (

@@ -15,7 +15,6 @@ from dicetalk_jax.parallel.mesh import batch_sharding
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.parallel.rules import shardings_like
 from dicetalk_jax.training.adaptation import adaptation_loss
-from dicetalk_jax.training.adaptation_loss import Networks
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 from dicetalk_jax.training.embedder import embedder_inputs, embedder_loss, embedder_model
 from dicetalk_jax.training.networks import (
@@ -117,11 +116,10 @@ def adaptation_outline(config: AdaptationConfig) -> Outline:
     check_batch(setup, example, config)
     batch = _shapes(example)
   params, frozen = split(setup.shapes, trainable_patterns(config))
-  check_trained(params)
+  check_trained(params, setup)
   frozen |= {"unet": _as(frozen["unet"], setup.dtype)} if "unet" in frozen else {}
   loss_fn = adaptation_loss(setup, config.objective)
-  networks = {name: setup.shapes[name] for name in Networks._fields}
-  return Outline(config, networks, _as(params, jnp.float32), frozen, batch, config.batches.batch, loss_fn, setup)
+  return Outline(config, setup.shapes, _as(params, jnp.float32), frozen, batch, config.batches.batch, loss_fn, setup)
 
 
 def embedder_outline(config: EmbedderConfig) -> Outline:

@@ -236,7 +236,7 @@ def _kept(outline: Outline) -> int:
 def _apart(outline: Outline) -> Outline:
   """The same step, with rematerialisation that the CPU's compiler leaves where it is, as those of accelerators do."""
   modules = outline.setup.modules
-  setup = dataclasses.replace(outline.setup, modules=modules._replace(unet=modules.unet.clone(remat="apart")))
+  setup = dataclasses.replace(outline.setup, modules=modules | {"unet": modules["unet"].clone(remat="apart")})
   return dataclasses.replace(outline, setup=setup, loss_fn=adaptation_loss(setup, outline.config.objective))
 
 

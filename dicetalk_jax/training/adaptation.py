@@ -21,7 +21,6 @@ from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import AdaptationConfig
 from dicetalk_jax.training.loop import Outcome, Status, Work, train
 from dicetalk_jax.training.networks import (
-  LEARNING,
   Setup,
   check_batch,
   check_trained,
@@ -107,7 +106,7 @@ def adaptation_loss(setup: Setup, config: ObjectiveConfig, training: bool = True
 
   def loss_fn(params, batch, key):
     return objective(
-      setup.modules, config, setup.scaling_factor, params, batch, key, training, downscale=setup.downscale
+      setup.modules, config, setup.scaling_factor, params, batch, key, training, setup.downscale, setup.conditions
     )
 
   return loss_fn
@@ -129,7 +128,7 @@ def initial_state(
   if "emotion_model" in setup.missing and config.conditioning == "bank" and source is not None:
     params["emotion_model"] = with_codes_of(setup, params, source)
   trained, frozen = split(params, trainable_patterns(config))
-  check_trained(trained)
+  check_trained(trained, setup)
   del params
   if "unet" in frozen:
     frozen["unet"] = jax.tree.map(lambda leaf: leaf.astype(setup.dtype), frozen["unet"])
@@ -170,7 +169,7 @@ def save_weights(
   """
   trained, networks = flatten_dict(state.params if state.ema is None else state.ema, sep="/"), {}
   for name, shapes in setup.shapes.items():
-    if name not in LEARNING:
+    if name not in setup.learning:
       continue
     ours = flatten_dict(shapes, sep="/")
     held = set() if name in setup.missing else set(setup.weights.tensors(name).shapes)
@@ -182,7 +181,7 @@ def save_weights(
     networks[name] = unflatten_dict(
       {path: next(of[path] for of in (learnt, given, drawn) if path in of) for path in ours}, sep="/"
     )
-  write_result(folder, setup.weights, networks, {name: setup.architectures[name] for name in LEARNING})
+  write_result(folder, setup.weights, networks, {name: setup.architectures[name] for name in setup.learning})
 
 
 def _given(setup, name, placement):
@@ -198,8 +197,8 @@ def training_flops(setup, objective_config, params, frozen, batch) -> Flops:
   params, frozen, batch: arrays or their shapes.
   """
 
-  unet = setup.modules.unet.clone(remat=False, remat_policy=None)
-  loss_fn = adaptation_loss(dataclasses.replace(setup, modules=setup.modules._replace(unet=unet)), objective_config)
+  unet = setup.modules["unet"].clone(remat=False, remat_policy=None)
+  loss_fn = adaptation_loss(dataclasses.replace(setup, modules=setup.modules | {"unet": unet}), objective_config)
 
   def step(params, frozen, batch, key):
     return jax.grad(lambda params: loss_fn(merge(params, frozen), batch, key)[0])(params)

@@ -1,139 +1,114 @@
-"""The objective of the compositional adaptation (section 3.3, Eq. 15): one pure function of parameters and a batch.
+"""The objective of the compositional adaptation (§3.3, Eq. 15): one pure function of parameters and a batch.
 
-L = L_denoising + λ L_cls + L_vq, with every condition dropped now and then, so that guidance has what it subtracts.
+L = L_denoising + λ L_cls + L_vq. Conditions are dropped at random, so that guidance can subtract them.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dicetalk_jax.diffusion.edm import precondition
+from dicetalk_jax.diffusion.conditioning import Conditions, face_mask, hide, pose_input, unet_inputs
 from dicetalk_jax.diffusion.losses import denoising_loss, draw_sigma, emotion_loss
-from dicetalk_jax.inference.denoising import ADDED_TIME_IDS
+from dicetalk_jax.inference.conditions import AUDIO, EMOTION, Condition
 from dicetalk_jax.training.config import ObjectiveConfig
 from dicetalk_jax.vocabulary import EMOTIONS, LEVELS
 
-# The release scales the face's box about its centre.
-_MASK_SCALE = 1.1
+
+def drops(conditions: Sequence[Condition], config: ObjectiveConfig) -> dict[str, float]:
+  """The share of samples in which the image, or one condition, is dropped: the setting drop_<name>, else its own."""
+  own = {condition.name: condition.drop for condition in conditions}
+  return {name: getattr(config, f"drop_{name}", own.get(name)) for name in ("image", *own)}
 
 
-class Networks(NamedTuple):
-  """The modules that the objective runs; their parameters are a dict of the same names."""
+def draw_visible(key, count: int, conditions: Sequence[Condition], config: ObjectiveConfig) -> jax.Array:
+  """Draws which conditions each sample sees: (count, 1 + conditions) bool, the image first.
 
-  unet: nn.Module
-  audio_projection: nn.Module
-  emotion_model: nn.Module
-  pose_guider: nn.Module
-  emotion_embedder: nn.Module
-
-
-class Kept(NamedTuple):
-  """Which conditions each sample sees, (b,) bool each."""
-
-  audio: jax.Array
-  image: jax.Array
-  emotion: jax.Array
-
-
-class Conditions(NamedTuple):
-  """What the U-Net is conditioned on, dropped ones replaced: as `UNet` takes them, and L_vq (b,)."""
-
-  image_latents: jax.Array
-  image_tokens: jax.Array
-  audio_tokens: jax.Array
-  emotion_tokens: jax.Array
-  pose_features: jax.Array
-  face_mask: jax.Array
-  vq_loss: jax.Array
-
-
-def draw_kept(key, count, config: ObjectiveConfig) -> Kept:
-  """Draws what is dropped from each of `count` samples: one of the three, or all, or nothing."""
-  u = jax.random.uniform(key, (count,))
-  edges = jnp.cumsum(jnp.array([config.drop_audio, config.drop_image, config.drop_emotion, config.drop_all]))
-  dropped = jnp.searchsorted(edges, u, side="right")  # 0 to 3: audio, image, emotion, all; 4: nothing
-  everything = dropped == 3
-  return Kept(*(~((dropped == which) | everything) for which in range(3)))
+  Drops exclude each other: one condition, or all of them, or none.
+  """
+  shares = [*drops(conditions, config).values(), config.drop_all]
+  edges, one = jnp.cumsum(jnp.array(shares)), len(shares) - 1
+  dropped = jnp.searchsorted(edges, jax.random.uniform(key, (count,)), side="right")[:, None]
+  return (dropped != jnp.arange(one)) & (dropped != one)
 
 
 def emotion_class(emotion, level):
-  """The discriminator's class of an emotion (index in EMOTIONS) at a level: 22 in EMOTIONS' order, -1 where not known.
+  """The discriminator's class of an emotion (index in EMOTIONS) at a level: 22 in EMOTIONS' order, -1 for unknown.
 
-  Neutral has one class, the others three. A known emotion of unknown level (0) is taken for its middle one.
+  Neutral has one class, the others three. A known emotion of unknown level (0) counts as its middle one.
   """
   neutral = EMOTIONS.index("neutral")
   level = jnp.where(level == 0, LEVELS[1], level)
   first = len(LEVELS) * emotion - jnp.where(emotion > neutral, len(LEVELS) - 1, 0)
-  found = jnp.where(emotion == neutral, first, first + level - 1)
-  return jnp.where(emotion < 0, -1, found)
+  index = jnp.where(emotion == neutral, first, first + level - 1)
+  return jnp.where(emotion < 0, -1, index)
 
 
-def face_masks(box, height, width):
-  """Boxes (b, 4) x, y, w, h in pixels -> masks (b, height, width) float32, 1 inside the box scaled by 1.1."""
-  x, y, w, h = (box[:, i, None] for i in range(4))
+def condition_tokens(module: nn.Module, params, features):
+  """A condition's tokens in training: features (b, f, ...) -> tokens, unconditional tokens, loss.
 
-  def inside(length, centre, size):
-    return jnp.abs(jnp.arange(length) + 0.5 - centre) < _MASK_SCALE * size / 2
+  tokens (b, f, n, d), unconditional (1, 1, n, d). loss (b,): what the module's method `for_training` returns, such as
+  L_vq (Eq. 9-11, 17); 0 without that method.
+  """
+  b, f = features.shape[:2]
+  rows, loss = features.reshape(b * f, *features.shape[2:]), jnp.zeros(b)
 
-  rows, columns = inside(height, y + h / 2, h), inside(width, x + w / 2, w)
-  return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)
+  def run(rows, method=None):
+    return module.apply({"params": params}, rows, method=method)
 
-
-def emotion_tokens(model, params, prior, keep):
-  """E_s (b, n, d) of priors (b, 256), that of a prior of zeros where not kept, and L_vq (b,) (Eq. 9-11, 17)."""
-
-  def run(prior, method=None):
-    return model.apply({"params": params}, prior, method=method)
-
-  tokens, vq_loss = run(prior, type(model).for_training)
-  # Guidance subtracts the release's unconditional tokens, those of a zero prior over the whole bank.
-  return jnp.where(keep[:, None, None], tokens, run(jnp.zeros_like(prior[:1]))), vq_loss
+  if hasattr(module, "for_training"):
+    tokens, losses = run(rows, type(module).for_training)
+    loss = losses.reshape(b, f).mean(axis=1)
+  else:
+    tokens = run(rows)
+  return tokens.reshape(b, f, *tokens.shape[1:]), run(jnp.zeros_like(rows[:1]))[None], loss
 
 
-def conditions(networks: Networks, params, batch, prior, keep: Kept, downscale=8) -> Conditions:
-  """A batch of `diffusion_batches` and its priors (b, 256) -> what the U-Net sees; downscale: pixels a latent."""
-  b, frames, h, w, _ = batch["latents_mean"].shape
-  image = keep.image.astype(jnp.float32)
+def batch_conditions(
+  modules: Mapping[str, nn.Module], conditions: Sequence[Condition], params, batch, visible, key=None, downscale=8
+) -> tuple[Conditions, jax.Array]:
+  """A batch of `diffusion_batches` -> what the U-Net sees, and the losses of the conditions' networks, (b,).
+
+  visible: from `draw_visible`. key: of what conditions draw, None: means instead. downscale: pixels per latent.
+  """
+  b, _, h, w, _ = batch["latents_mean"].shape
 
   def run(name, *inputs):
-    return getattr(networks, name).apply({"params": params[name]}, *inputs)
+    return modules[name].apply({"params": params[name]}, *inputs)
 
-  def every_frame(tokens):
-    return jnp.broadcast_to(tokens[:, None], (b, frames, *tokens.shape[1:]))
-
-  windows = batch["audio"].astype(jnp.float32)
-  audio, silence = run("audio_projection", windows), run("audio_projection", jnp.zeros_like(windows[:1, :1]))
-  emotion, vq_loss = emotion_tokens(networks.emotion_model, params["emotion_model"], prior, keep.emotion)
-  mask = face_masks(batch["mask_box"], h * downscale, w * downscale)
-  pose = run("pose_guider", jnp.repeat(mask[:, None, ..., None], 3, axis=-1))
-  image_token = image[:, None, None] * batch["image_embedding"].astype(jnp.float32)[:, None]
-  return Conditions(
-    image_latents=every_frame(image[:, None, None, None] * batch["image_latents"].astype(jnp.float32)),
-    image_tokens=every_frame(image_token),
-    audio_tokens=jnp.where(keep.audio[:, None, None, None], audio, silence),
-    emotion_tokens=every_frame(emotion),
-    pose_features=pose,
+  tokens, unconditional, losses = [], [], []
+  for i, condition in enumerate(conditions):
+    features = condition.of_batch(run, batch, None if key is None else jax.random.fold_in(key, i))
+    own, none, loss = condition_tokens(modules[condition.network], params[condition.network], features)
+    tokens.append(own), unconditional.append(none), losses.append(loss)
+  mask = face_mask(batch["mask_box"], h * downscale, w * downscale)
+  seen = Conditions(
+    image_latents=batch["image_latents"].astype(jnp.float32),
+    image_tokens=batch["image_embedding"].astype(jnp.float32)[:, None],
+    adapter_tokens=tuple(tokens),
+    pose_features=run("pose_guider", pose_input(mask)),
     face_mask=mask,
-    vq_loss=vq_loss,
   )
-
-
-def draw_prior(embedder, params, batch, key, config: ObjectiveConfig):
-  """The emotion priors s (b, 256) of a batch's clips, of the frozen embedder (Eq. 6)."""
-  of_clip = [batch[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
-  prior = embedder.apply({"params": params}, *of_clip)
-  return jax.lax.stop_gradient(prior.sample(key) if config.sample_prior else prior.mu)
+  return hide(seen, unconditional, visible), sum(losses, jnp.zeros(b))
 
 
 def objective(
-  networks: Networks, config: ObjectiveConfig, scaling_factor, params, batch, key, training=True, downscale=8
+  modules: Mapping[str, nn.Module],
+  config: ObjectiveConfig,
+  scaling_factor,
+  params,
+  batch,
+  key,
+  training=True,
+  downscale=8,
+  conditions: Sequence[Condition] = (AUDIO, EMOTION),
 ):
   """Eq. 15 for a batch -> (L (), metrics {name: ()}).
 
-  params: {network: parameters} for `Networks`' names. scaling_factor, downscale: the VAE's. training=False drops no
-  condition and no unit. Rows that are not batch["valid"] count nothing.
+  modules, params: {network: module}, {network: parameters} of the U-Net, the pose guider, and what `conditions` need.
+  scaling_factor, downscale: the VAE's. training=False drops no condition and no unit. Rows outside batch["valid"] do
+  not count.
   """
   b = len(batch["latents_mean"])
   keys = dict(zip(("latents", "sigma", "noise", "drop", "prior", "dropout"), jax.random.split(key, 6), strict=True))
@@ -142,39 +117,33 @@ def objective(
   x = scaling_factor * (mean + jnp.exp(0.5 * logvar) * jax.random.normal(keys["latents"], mean.shape))
   sigma = draw_sigma(keys["sigma"], b, config.sigma_mean, config.sigma_std)
   noise, wide = jax.random.normal(keys["noise"], x.shape), sigma[:, None, None, None, None]
-  everything = Kept(*[jnp.ones(b, bool)] * 3)
-  keep = draw_kept(keys["drop"], b, config) if training else everything
-  prior = draw_prior(networks.emotion_embedder, params["emotion_embedder"], batch, keys["prior"], config)
-  given = conditions(networks, params, batch, prior, keep, downscale)
+  visible = jnp.ones((b, 1 + len(conditions)), bool)
+  if training:
+    visible = draw_visible(keys["drop"], b, conditions, config)
+  prior_key = keys["prior"] if config.sample_prior else None
+  seen, vq = batch_conditions(modules, conditions, params, batch, visible, prior_key, downscale)
 
-  c = precondition(wide)
-  v, seen = networks.unet.apply(
-    {"params": params["unet"]},
-    sample=jnp.concatenate([c.c_in * (x + wide * noise), given.image_latents], axis=-1),
-    timestep=precondition(sigma).c_noise,
-    image_tokens=given.image_tokens,
-    adapter_tokens=(given.audio_tokens, given.emotion_tokens),
-    added_time_ids=jnp.broadcast_to(jnp.array(ADDED_TIME_IDS), (b, 3)),
-    pose_features=given.pose_features,
-    face_mask=given.face_mask,
-    mutable=["intermediates"],
-  )
-  (f_t,) = seen["intermediates"]["after_mid"]
+  inputs = unet_inputs(x + wide * noise, sigma, seen)
+  v, states = modules["unet"].apply({"params": params["unet"]}, **inputs, mutable=["intermediates"])
+  (f_t,) = states["intermediates"]["after_mid"]
   each = denoising_loss(v, x, noise, wide)
-  l_denoising, l_vq = ((loss * valid).sum() / jnp.maximum(valid.sum(), 1) for loss in (each, given.vq_loss))
-
-  label = jnp.where(keep.emotion & batch["valid"], emotion_class(batch["emotion"], batch["level"]), -1)
-  logits = networks.emotion_model.apply(
-    {"params": params["emotion_model"]},
-    # φ pools frames, height and width alike.
-    f_t.reshape(b, -1, *f_t.shape[3:]),
-    not training,
-    method=type(networks.emotion_model).classify,
-    rngs={"dropout": keys["dropout"]},
-  )
-  l_cls = emotion_loss(logits, label)
-  known = label >= 0
-  accuracy = (known & (logits.argmax(-1) == label)).sum() / jnp.maximum(known.sum(), 1)
-  loss = l_denoising + config.emotion_weight * l_cls + l_vq
-  metrics = {"loss": loss, "denoising": l_denoising, "emotion": l_cls, "vq": l_vq, "accuracy": accuracy}
-  return loss, metrics
+  l_denoising, l_vq = ((loss * valid).sum() / jnp.maximum(valid.sum(), 1) for loss in (each, vq))
+  metrics = {"denoising": l_denoising, "vq": l_vq}
+  loss = l_denoising + l_vq
+  if EMOTION in conditions:
+    of_emotion = visible[:, 1 + conditions.index(EMOTION)]
+    label = jnp.where(of_emotion & batch["valid"], emotion_class(batch["emotion"], batch["level"]), -1)
+    emotion_model = modules[EMOTION.network]
+    logits = emotion_model.apply(
+      {"params": params[EMOTION.network]},
+      # φ pools frames, height and width alike.
+      f_t.reshape(b, -1, *f_t.shape[3:]),
+      not training,
+      method=type(emotion_model).classify,
+      rngs={"dropout": keys["dropout"]},
+    )
+    known = label >= 0
+    metrics["emotion"] = emotion_loss(logits, label)
+    metrics["accuracy"] = (known & (logits.argmax(-1) == label)).sum() / jnp.maximum(known.sum(), 1)
+    loss += config.emotion_weight * metrics["emotion"]
+  return loss, {"loss": loss} | metrics

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
-from dicetalk_jax.diffusion.edm import SIGMA_MIN
 from dicetalk_jax.diffusion.losses import SIGMA_MEAN, SIGMA_STD
 from dicetalk_jax.parallel.mesh import MeshConfig
 
@@ -191,26 +191,8 @@ class SamplesConfig:
   clips: int = 2
   """How many; 0: none."""
 
-  steps: int = 10
-  """Denoising steps."""
-
-  sigma_max: float = 700.0
-  """Noise level that they begin at."""
-
-  sigma_min: float = SIGMA_MIN
-  """Noise level that the last step takes away."""
-
-  identity_scale: float = 3.0
-  """Guidance towards the portrait."""
-
-  emotion_scale: float = 6.0
-  """Guidance towards speech and emotion."""
-
-  bank: Literal["all", "nearest"] = "all"
-  """What of the emotion bank is attended to."""
-
-  decode_chunk: int = 10
-  """Frames that the VAE decodes together."""
+  generation: GenerationConfig = dataclasses.field(default_factory=lambda: GenerationConfig(steps=10))
+  """How they are generated. Each is one window of the clip's size, so size, window, shift and overlap do not matter."""
 
 
 _OWN = (r"^audio_projection/", r"^emotion_model/", r"^pose_guider/")
@@ -241,7 +223,7 @@ class AdaptationConfig:
   regular: tuple[str, ...] = ()
   """Encoded folders of other clips; half of each batch is of these (§4.1)."""
 
-  size: int = 512
+  size: int = int(GenerationConfig.size)
   """Height and width of the clips, in pixels."""
 
   trainable: tuple[str, ...] = ("adapters",)
@@ -262,7 +244,7 @@ class AdaptationConfig:
   loop: LoopConfig = LoopConfig()
   """Steps, and what is written when."""
 
-  samples: SamplesConfig = SamplesConfig()
+  samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig)
   """Clips to look at."""
 
   dtype: Literal["bfloat16", "float32"] | None = None

@@ -3,25 +3,25 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dicetalk_jax.data.encode.networks import check_encoded_with
 from dicetalk_jax.errors import InputError, WeightsError
+from dicetalk_jax.inference.conditions import AUDIO, EMOTION, Condition, conditions_of
 from dicetalk_jax.parallel.placement import Placement
-from dicetalk_jax.training.adaptation_loss import Networks
+from dicetalk_jax.training.adaptation_loss import drops
 from dicetalk_jax.training.config import TRAINABLE, AdaptationConfig
 from dicetalk_jax.vocabulary import DTYPES, EMOTIONS, LEVELS
 from dicetalk_jax.weights.folder import Weights
-from dicetalk_jax.weights.initial import initial_params, network_key
-from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
+from dicetalk_jax.weights.initial import init_params, network_key
+from dicetalk_jax.weights.networks import build, network_shapes, row
 
-# Networks that the adaptation may train.
-LEARNING = tuple(network.name for network in NETWORKS.values() if network.trains)
-# The policies of jax.checkpoint_policies that are none of names or of other policies.
+# Policies of jax.checkpoint_policies that need no arguments.
 _REMAT_POLICIES = (
   *("everything_saveable", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"),
   *("checkpoint_dots", "checkpoint_dots_with_no_batch_dims"),
@@ -30,35 +30,50 @@ _REMAT_POLICIES = (
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What a run of the adaptation is made of; `weights` None where nothing but architectures was given.
+  """The networks of an adaptation run. `weights` is None if there are only architectures.
 
-  architectures: of every network in `modules`, as a weights folder's config.json has them, and the VAE's. dtype: what
-  the U-Net computes in, and is kept in where it is frozen; the others are small and compute in float32, as they do in
-  inference.
-  missing: networks, or single parameters "network/path", that begin untrained.
+  modules: {network: module}. conditions: in the order of the U-Net's adapters. architectures: of `modules` and the VAE,
+  as in a weights folder's config.json. dtype: of the U-Net's computation, and of its parameters if they are frozen; the
+  other networks are small and compute in float32, as in inference.
+  missing: networks, or single parameters "network/path", that start untrained. replaced: networks whose module is a
+  caller's own.
   """
 
-  modules: Networks
+  modules: Mapping[str, nn.Module]
+  conditions: tuple[Condition, ...]
   architectures: Mapping[str, Mapping]
   scaling_factor: float
   downscale: int
   dtype: jnp.dtype
   weights: Weights | None
   missing: tuple[str, ...]
+  replaced: tuple[str, ...] = ()
 
   @property
   def shapes(self) -> dict[str, dict]:
     """Abstract float32 parameters: {network: nested}."""
-    return {name: network_shapes(name, self.architectures[name]) for name in Networks._fields}
+    return {
+      name: network_shapes(name, self.architectures[name], module if name in self.replaced else None)
+      for name, module in self.modules.items()
+    }
+
+  @property
+  def learning(self) -> tuple[str, ...]:
+    """The networks that may train."""
+    return tuple(name for name in self.modules if row(name).trains)
 
 
-def set_up(config: AdaptationConfig, needs_weights: bool = True) -> Setup:
-  """Reads architectures, and no parameters. Raises WeightsError for weights that are none or lack what is needed.
+def set_up(
+  config: AdaptationConfig, needs_weights: bool = True, networks: Mapping[str, nn.Module] | None = None
+) -> Setup:
+  """Reads the architectures of an adaptation run, but no parameters.
 
-  needs_weights=False: weights that do not exist are passed over if `config.networks` has every architecture. Raises
-  InputError for settings that make no sense, and WeightsError for networks whose sizes do not fit each other.
+  needs_weights=False: the weights may be absent if `config.networks` has every architecture. networks: modules that
+  replace those of the weights; a module with other parameters starts untrained. Raises InputError for settings that
+  cannot be used, and WeightsError for weights that are not a weights folder, lack a network, or have networks whose
+  sizes do not fit each other.
   """
-  _check(config)
+  _check(config, (AUDIO, EMOTION))
   weights, held = None, {}
   try:
     weights = Weights.open(config.weights)
@@ -67,86 +82,107 @@ def set_up(config: AdaptationConfig, needs_weights: bool = True) -> Setup:
     if needs_weights or not config.networks or pathlib.Path(config.weights).expanduser().exists():
       raise
   architectures = dict(config.networks) | held
-  for name in (*Networks._fields, "vae"):
+  if "unet" not in architectures:
+    raise WeightsError(_advice("unet", config.weights))
+  conditions = conditions_of((weights.config if weights else {}) | {"networks": architectures})
+  _check(config, conditions)
+  tokens, frozen = [each.network for each in conditions], [name for each in conditions for name in each.needs]
+  names = ("unet", *tokens, "pose_guider", *frozen)
+  learning = [name for name in names if row(name).trains]
+  for name in (*names, "vae"):
     if name not in architectures:
       raise WeightsError(_advice(name, config.weights))
   if needs_weights:
-    for name in ("vae", "emotion_embedder"):
+    for name in ("vae", *(name for name in names if name not in learning)):
       if name not in held:
         raise WeightsError(_advice(name, config.weights))
-  architectures["emotion_model"] = dict(architectures["emotion_model"]) | {"conditioning": config.conditioning}
-  missing = [name for name in LEARNING if name not in held]
-  has_query = held.get("emotion_model", {}).get("conditioning") == "learnable"
-  if config.conditioning == "learnable" and "emotion_model" in held and not has_query:
-    missing.append("emotion_model/query")
+  missing = [name for name in learning if name not in held]
+  if EMOTION in conditions:
+    emotion_model = architectures[EMOTION.network]
+    architectures[EMOTION.network] = dict(emotion_model) | {"conditioning": config.conditioning}
+    has_query = emotion_model.get("conditioning") == "learnable"
+    if config.conditioning == "learnable" and EMOTION.network in held and not has_query:
+      missing.append("emotion_model/query")
 
   on_cpu = jax.default_backend() == "cpu"
   dtype = jnp.dtype(config.dtype or ("float32" if on_cpu else "bfloat16"))
-
-  def module(name):
-    return build(name, architectures[name], dtype if name == "unet" else jnp.float32)
-
-  modules = Networks(**{name: module(name) for name in Networks._fields})
-  unet = modules.unet.clone(remat=config.remat, remat_policy=config.remat_policy)
+  modules = {name: build(name, architectures[name], dtype if name == "unet" else jnp.float32) for name in names}
+  for name, module in (networks or {}).items():
+    modules[name] = module
+    if network_shapes(name, architectures[name], module) != network_shapes(name, architectures[name]):
+      missing = [*(other for other in missing if other.split("/")[0] != name), name]
+  modules["unet"] = modules["unet"].clone(remat=config.remat, remat_policy=config.remat_policy)
   vae = build("vae", architectures["vae"])
-  _check_sizes(modules, vae)
-  kept = {name: architectures[name] for name in (*Networks._fields, "vae")}
-  return Setup(modules._replace(unet=unet), kept, vae.scaling_factor, vae.downscale, dtype, weights, tuple(missing))
+  _check_sizes(modules, conditions, vae)
+  architectures = {name: architectures[name] for name in (*names, "vae")}
+  return Setup(
+    modules,
+    conditions,
+    architectures,
+    vae.scaling_factor,
+    vae.downscale,
+    dtype,
+    weights,
+    tuple(missing),
+    tuple(networks or ()),
+  )
 
 
-def _check(config: AdaptationConfig) -> None:
-  """InputError for settings that would only fail once training has begun, or not at all."""
-  objective = config.objective
-  drops = {name: getattr(objective, name) for name in ("drop_audio", "drop_image", "drop_emotion", "drop_all")}
-  # Shares such as 0.85 and three of 0.05 need not be 1 to the last bit.
-  if min(drops.values()) < 0 or sum(drops.values()) > 1 + 1e-9:
-    said = ", ".join(f"{name} {share}" for name, share in drops.items())
-    raise InputError(f"{said} cannot be used: they are shares of the samples, of 1 together at most")
+def _check(config: AdaptationConfig, conditions: Sequence[Condition]) -> None:
+  """InputError for settings that would fail only during training, or never."""
+  objective, settings = config.objective, config.samples.generation
+  shares = drops(conditions, objective) | {"all": objective.drop_all}
+  # Shares such as 0.85 and three times 0.05 may not add up to exactly 1.
+  if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
+    text = ", ".join(f"drop_{name} {share}" for name, share in shares.items())
+    raise InputError(f"{text} cannot be used: they are shares of the samples, and may sum to at most 1")
   least = {
     "objective.emotion_weight": (objective.emotion_weight, 0),
     "objective.sigma_std": (objective.sigma_std, 0),
     "samples.clips": (config.samples.clips, 0),
-    "samples.steps": (config.samples.steps, 1),
-    "samples.sigma_max": (config.samples.sigma_max, 1),
-    "samples.decode_chunk": (config.samples.decode_chunk, 1),
+    "samples.generation.steps": (settings.steps, 1),
+    "samples.generation.sigma_max": (settings.sigma_max, 1),
+    "samples.generation.decode_chunk": (settings.decode_chunk, 1),
     "validation_batches": (config.validation_batches, 1),
   }
   for name, (value, smallest) in least.items():
     if value < smallest:
       raise InputError(f"{name} is {value}, wanted a number of at least {smallest}")
-  if not 0 < config.samples.sigma_min < config.samples.sigma_max:
-    raise InputError(f"samples.sigma_min is {config.samples.sigma_min}, wanted a number above 0 and below sigma_max")
+  if not 0 < settings.sigma_min < settings.sigma_max:
+    raise InputError(
+      f"samples.generation.sigma_min is {settings.sigma_min}, wanted a number above 0 and below sigma_max"
+    )
   known = {"dtype": (config.dtype, DTYPES), "remat_policy": (config.remat_policy, _REMAT_POLICIES)}
   for name, (value, choices) in known.items():
     if value is not None and value not in choices:
       raise InputError(f"{name} '{value}' is not known; choose one of {', '.join(choices)}, or none")
 
 
-def _check_sizes(modules: Networks, vae) -> None:
-  """WeightsError where one network gives what another does not take."""
-  unet, width = modules.unet, modules.unet.cross_attention_dim
-  classes = len(LEVELS) * (len(EMOTIONS) - 1) + 1
-  wanted = (
-    ("emotion_model", "prior_dim", modules.emotion_embedder.features, "the emotion embedder's features"),
-    ("emotion_model", "features", width, "the U-Net's cross_attention_dim"),
-    ("emotion_model", "mid_features", unet.block_out_channels[-1], "the U-Net's last of block_out_channels"),
-    ("emotion_model", "num_classes", classes, "neutral and each other emotion at every level"),
-    ("audio_projection", "features", width, "the U-Net's cross_attention_dim"),
+def _check_sizes(modules: Mapping[str, nn.Module], conditions: Sequence[Condition], vae) -> None:
+  """WeightsError where the output of one network does not fit another. A module may lack the attributes."""
+  unet = modules["unet"]
+  width, classes = unet.cross_attention_dim, len(LEVELS) * (len(EMOTIONS) - 1) + 1
+  wanted = [(each.network, "features", width, "the U-Net's cross_attention_dim") for each in conditions]
+  wanted += [
     ("pose_guider", "features", unet.block_out_channels[0], "the U-Net's first of block_out_channels"),
     ("unet", "in_channels", 2 * vae.latent_channels, "latents of the VAE and of the portrait"),
     ("unet", "out_channels", vae.latent_channels, "latents of the VAE"),
-  )
+  ]
+  if EMOTION in conditions:
+    wanted += [
+      (EMOTION.network, "prior_dim", modules["emotion_embedder"].features, "the emotion embedder's features"),
+      (EMOTION.network, "mid_features", unet.block_out_channels[-1], "the U-Net's last of block_out_channels"),
+      (EMOTION.network, "num_classes", classes, "neutral and each other emotion at every level"),
+    ]
   for name, field, right, why in wanted:
-    if (found := getattr(getattr(modules, name), field)) != right:
-      raise WeightsError(f"networks do not fit each other: {name}'s {field} is {found}, wanted {right}, {why}.")
-  halvings = len(modules.pose_guider.block_features) - 1
+    if (size := getattr(modules[name], field, right)) != right:
+      raise WeightsError(f"networks do not fit each other: {name}'s {field} is {size}, wanted {right}, {why}.")
+  halvings = len(modules["pose_guider"].block_features) - 1
   if 2**halvings != vae.downscale:
     raise WeightsError(
       f"networks do not fit each other: the pose_guider's block_features halve the size {halvings} times, and the VAE "
       f"makes a latent of {vae.downscale} pixels."
     )
-  if len(unet.adapter_scales) != 2:
-    raise WeightsError(f"the U-Net has {len(unet.adapter_scales)} adapters, wanted 2, for speech and emotion.")
 
 
 def _advice(name: str, folder: str) -> str:
@@ -160,31 +196,32 @@ def _advice(name: str, folder: str) -> str:
 
 
 def trainable_patterns(config: AdaptationConfig) -> list[str]:
-  """The regular expressions of `config.trainable`, names spelt out."""
+  """The regular expressions of `config.trainable`, with names replaced by what they stand for."""
   return [pattern for name in config.trainable for pattern in TRAINABLE.get(name, (name,))]
 
 
-def check_trained(params: Mapping) -> None:
-  """InputError where what trains has the emotion embedder, which gives the priors and stays as it is."""
-  if "emotion_embedder" in params:
+def check_trained(params: Mapping, setup: Setup) -> None:
+  """InputError if what trains includes a network that is frozen in this stage, such as the emotion embedder."""
+  if frozen := [name for name in params if name not in setup.learning]:
     raise InputError(
-      "the emotion embedder does not train in this stage, and what is to train names it; begin each regular expression "
-      f"with one of {', '.join(LEARNING)}"
+      f"the {frozen[0].replace('_', ' ')} does not train in this stage, and `trainable` matches it; begin each regular "
+      f"expression with one of {', '.join(setup.learning)}"
     )
 
 
 def load_params(setup: Setup, seed: int, placement: Placement) -> dict[str, dict]:
-  """{network: nested parameters}, each where it belongs: those of the weights, and of what is missing, from `seed`."""
+  """{network: nested parameters}, placed: those of the weights; initial ones, from `seed`, for what is missing."""
   params = {}
 
   def draw(name):
     key = network_key(name, seed)
-    return initial_params(name, setup.architectures[name], key, lambda shapes: where(name, shapes))
+    module = setup.modules[name] if name in setup.replaced else None
+    return init_params(name, setup.architectures[name], key, lambda shapes: where(name, shapes), module)
 
   def where(name, shapes):
     return placement.parameters({name: shapes})[name]
 
-  for name in Networks._fields:
+  for name in setup.modules:
     if name in setup.missing:
       params[name] = draw(name)
     else:
@@ -192,15 +229,15 @@ def load_params(setup: Setup, seed: int, placement: Placement) -> dict[str, dict
   if "emotion_model/query" in setup.missing:
     drawn = draw("emotion_model")
     params["emotion_model"]["query"] = drawn["query"]
-  if setup.architectures["emotion_model"]["conditioning"] != "learnable":
-    params["emotion_model"].pop("query", None)
+  if setup.architectures.get("emotion_model", {}).get("conditioning") != "learnable":
+    params.get("emotion_model", {}).pop("query", None)
   return params
 
 
 def check_batch(setup: Setup, batch: Mapping[str, np.ndarray], config: AdaptationConfig) -> None:
-  """Raises InputError where the data was encoded with other networks, or at another size."""
-  unet, projection = setup.modules.unet, setup.architectures["audio_projection"]
-  embedder = setup.modules.emotion_embedder
+  """Raises InputError for data that was encoded with other networks, or at another size."""
+  unet, projection = setup.modules["unet"], setup.architectures["audio_projection"]
+  embedder = setup.modules["emotion_embedder"]
   latents, windows = batch["latents_mean"].shape, batch["audio"].shape
   found = {
     "latent channels": (latents[-1], unet.out_channels),
@@ -232,10 +269,10 @@ def check_batch(setup: Setup, batch: Mapping[str, np.ndarray], config: Adaptatio
 
 
 def batch_shapes(setup: Setup, config: AdaptationConfig) -> dict[str, jax.ShapeDtypeStruct]:
-  """What `diffusion_batches` would give for a configuration, without data."""
+  """The shapes of `diffusion_batches` for a configuration, without data."""
   b, f, n = config.batches.batch, config.batches.frames, config.batches.prior_frames
-  side, unet = config.size // setup.downscale, setup.modules.unet
-  projection, embedder = setup.architectures["audio_projection"], setup.modules.emotion_embedder
+  side, unet = config.size // setup.downscale, setup.modules["unet"]
+  projection, embedder = setup.architectures["audio_projection"], setup.modules["emotion_embedder"]
   latents = (side, side, unet.out_channels)
   shapes = {
     "latents_mean": ((b, f, *latents), np.float16),

@@ -1,9 +1,11 @@
-"""Samples of a model in training: clips of held-out people, made as `generate` makes them, beside the true ones."""
+"""Samples of a model in training: clips of held-out people, generated as `generate` does, beside the true clips."""
 
+import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +13,17 @@ from jax.sharding import Mesh
 from PIL import Image
 from tensorboardX.proto.summary_pb2 import Summary
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.diffusion import guidance
+from dicetalk_jax.diffusion.conditioning import Conditions, face_mask, pose_input
 from dicetalk_jax.errors import DiceTalkError
-from dicetalk_jax.inference import conditions
+from dicetalk_jax.inference.conditions import run, tabulate
 from dicetalk_jax.inference.decoding import decode_frames
-from dicetalk_jax.inference.denoising import Constants, Plan, denoise
-from dicetalk_jax.inference.emotion import Emotion
+from dicetalk_jax.inference.denoising import denoise
 from dicetalk_jax.media.video import write_video
 from dicetalk_jax.parallel.hosts import is_first
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.parallel.placement import Placement
-from dicetalk_jax.training.adaptation_loss import Networks, face_masks
 from dicetalk_jax.training.config import SamplesConfig
 from dicetalk_jax.training.events import EventLog
 from dicetalk_jax.training.networks import Setup
@@ -29,84 +31,68 @@ from dicetalk_jax.vocabulary import MODEL_FPS
 
 
 def sample_latents(
-  setup: Setup,
-  params: Mapping,
-  row: Mapping,
-  mu: np.ndarray,
-  config: SamplesConfig,
-  noise: np.ndarray,
-  mesh: Mesh | None = None,
+  setup: Setup, params: Mapping, row: Mapping, config: GenerationConfig, noise: np.ndarray, mesh: Mesh | None = None
 ) -> jax.Array:
-  """Denoises one window with the conditions of a row of `diffusion_batches` and the prior mu (256,), as inference does.
+  """Denoises one window with the conditions of a row of `diffusion_batches`, as inference does.
 
-  noise (f, h, w, c) of unit variance -> latents (f, h, w, c) times the VAE's scaling factor. mesh: where `params` lie,
-  if over several processes, which all call this.
+  Priors are the means that the embedder gives. noise (f, h, w, c) of unit variance -> latents (f, h, w, c) times the
+  VAE's scaling factor. mesh: where `params` lie, if over several processes, which all call this.
   """
   modules, frames = setup.modules, len(noise)
-  params = _local(params)
-  mask = face_masks(jnp.asarray(row["mask_box"])[None], *(setup.downscale * side for side in noise.shape[1:3]))
-  windows = np.concatenate([row["audio"], np.zeros_like(row["audio"][:1])]).astype(np.float32)
-  tokens = _apply(modules.audio_projection, params["audio_projection"], windows)
-  audio = conditions.TokenTable(tokens.astype(setup.dtype), np.arange(frames))
-  emotion = conditions.emotion_tokens(
-    modules.emotion_model, params["emotion_model"], Emotion([0.0], mu[None]), frames, config.bank, setup.dtype
+  params, batch = _local(params), {name: np.asarray(value)[None] for name, value in row.items()}
+  config = dataclasses.replace(config, window=frames, shift=0, overlap=0)
+
+  def apply(name, *inputs):
+    return run(modules[name], params[name], *inputs)
+
+  tables = []
+  for condition in setup.conditions:
+    features = np.asarray(condition.of_batch(apply, batch, None))[0]
+    features = np.broadcast_to(features, (frames, *features.shape[1:]))
+    options = {name: getattr(config, name) for name in condition.options}
+    module, weights = modules[condition.network], params[condition.network]
+    tables.append(tabulate(module, weights, features, condition.rows, setup.dtype, **options))
+  mask = face_mask(batch["mask_box"], *(setup.downscale * side for side in noise.shape[1:3]))
+  constants = Conditions(
+    image_latents=jnp.asarray(batch["image_latents"], jnp.float32),
+    image_tokens=jnp.asarray(batch["image_embedding"], jnp.float32)[:, None],
+    adapter_tokens=(),
+    pose_features=apply("pose_guider", pose_input(mask)).astype(setup.dtype),
+    face_mask=jnp.asarray(mask),
   )
-  pose = _apply(modules.pose_guider, params["pose_guider"], jnp.repeat(mask[:, None, ..., None], 3, axis=-1))
-  constants = Constants(
-    image_latents=jnp.asarray(row["image_latents"], jnp.float32),
-    image_token=jnp.asarray(row["image_embedding"], jnp.float32)[None],
-    audio=audio.unconditional,
-    emotion=emotion.unconditional,
-    pose_features=pose.astype(setup.dtype),
-    face_mask=mask,
-  )
-  branches, scales = guidance.needed(guidance.branches(), guidance.scales(config.identity_scale, config.emotion_scale))
-  return denoise(
-    modules.unet.clone(remat=False, remat_policy=None),
-    params["unet"],
-    jnp.asarray(noise, jnp.float32),
-    audio,
-    emotion,
-    constants,
-    Plan(config.steps, window=frames, shift=0, sigma_min=config.sigma_min, sigma_max=config.sigma_max),
-    scales,
-    branches,
-    setup.scaling_factor,
-    mesh=mesh,
-  )
+  unet = modules["unet"].clone(remat=False, remat_policy=None)
+  noise, plan = jnp.asarray(noise, jnp.float32), guidance.of_settings(config, setup.conditions)
+  return denoise(unet, params["unet"], noise, tables, constants, config, plan, setup.scaling_factor, mesh=mesh)
 
 
 def _local(params: Mapping) -> dict:
-  """The parameters with all networks but the U-Net on this process, where they lie over several."""
+  """The parameters, with all networks but the U-Net on this process if they lie over several."""
   if jax.process_count() == 1:
     return params
   return {name: of if name == "unet" else to_host(of) for name, of in params.items()}
 
 
-_apply = jax.jit(lambda module, params, *inputs: module.apply({"params": params}, *inputs), static_argnums=0)
-
-
 class SampleWriter:
-  """Writes samples of the first clips of a batch, the true clip on the left: `folder`/<step>_<clip>.mp4, and the log.
+  """Writes samples for the first clips of a batch, the true clip on the left: `folder`/<step>_<clip>.mp4, and the log.
 
-  They are seen through the VAE on both sides, so that what differs is the diffusion model's.
+  The true clip goes through the VAE too, so that the two sides differ by the diffusion model alone.
   """
 
   def __init__(self, setup: Setup, config: SamplesConfig, folder: pathlib.Path, placement: Placement | None = None):
-    """placement: where the parameters lie; all its processes make the same samples, and the first writes them."""
+    """placement: of the parameters. All its processes compute the same samples, and the first one writes them."""
     self._setup, self._config, self._folder = setup, config, folder
     self._mesh = placement.mesh if placement is not None and placement.mesh.size > 1 else None
     self._vae = setup.weights.module("vae", setup.dtype)
     self._vae_params = None
 
   def write(self, step: int, params: Mapping, batch: Mapping, log: EventLog) -> None:
-    """The same noise each time. A disk that takes no more is told in the log's way, and training goes on."""
+    """Uses the same noise each time. If the disk is full, warns in the log and returns."""
     for i in range(min(self._config.clips, int(batch["valid"].sum()))):
       row = {name: value[i] for name, value in batch.items()}
-      true, made = self.pictures(params, row, i)
+      true, sample = self.pictures(params, row, i)
       if not is_first():
         continue
-      pictures = np.concatenate([true, made], axis=2)  # side by side along the width
+      pictures = np.concatenate([true, sample], axis=2)  # side by side along the width
       log.summaries(step, _animation(f"samples/{i}", pictures))
       try:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -115,27 +101,27 @@ class SampleWriter:
         log.warn(f"{self._folder}: a sample could not be written ({error}); training goes on.")
 
   def pictures(self, params: Mapping, row: Mapping, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The clip of a row through the VAE, and one made from its conditions: (f, H, W, 3) float32 in [0, 1] each."""
+    """The clip of a row through the VAE, and a sample with its conditions: (f, H, W, 3) float32 in [0, 1] each."""
     if self._vae_params is None:
       self._vae_params = self._setup.weights.load("vae", self._setup.dtype)
     true = self._setup.scaling_factor * row["latents_mean"].astype(np.float32)
-    (mu,) = prior_means(self._setup.modules, params, {name: value[None] for name, value in row.items()})
     noise = np.asarray(jax.random.normal(jax.random.key(seed), true.shape))
-    made = np.asarray(sample_latents(self._setup, params, row, mu, self._config, noise, self._mesh))
+    config = self._config.generation
+    sample = np.asarray(sample_latents(self._setup, params, row, config, noise, self._mesh))
     return tuple(
-      decode_frames(self._vae, self._vae_params, jnp.asarray(latents), len(true), self._config.decode_chunk)
-      for latents in (true, made)
+      decode_frames(self._vae, self._vae_params, jnp.asarray(latents), len(true), config.decode_chunk)
+      for latents in (true, sample)
     )
 
 
-def prior_means(modules: Networks, params: Mapping, batch: Mapping) -> np.ndarray:
+def prior_means(modules: Mapping[str, nn.Module], params: Mapping, batch: Mapping) -> np.ndarray:
   """μ_s (b, 256) of a batch's clips (Eq. 4)."""
   inputs = [batch[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
-  return to_host(_apply(modules.emotion_embedder, params["emotion_embedder"], *inputs).mu)
+  return to_host(run(modules["emotion_embedder"], params["emotion_embedder"], *inputs).mu)
 
 
 def _animation(name: str, frames: np.ndarray) -> Summary:
-  """An animated GIF, which is what TensorBoard plays: frames (f, H, W, 3) in [0, 1]."""
+  """An animated GIF, which TensorBoard can play: frames (f, H, W, 3) in [0, 1]."""
   pictures = [Image.fromarray(frame) for frame in np.rint(255 * frames).astype(np.uint8)]
   file = io.BytesIO()
   pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / MODEL_FPS), loop=0)

@@ -75,9 +75,11 @@ class Weights:
     """The settings to generate with: those in config.json, else the release's."""
     own = self.config.get("generation") or {}
     known = {field.name for field in dataclasses.fields(GenerationConfig)}
+    sampler = self.config.get("sampler") or {}
+    levels = {name: sampler[name] for name in ("sigma_min", "sigma_max") if sampler.get(name) is not None}
     if not isinstance(own, Mapping) or not set(own) <= known:
       raise WeightsError(f"{self.folder / CONFIG}: generation is {own}; settings of dicetalk generate are required.")
-    return GenerationConfig(**own)
+    return GenerationConfig(**levels | {name: value for name, value in own.items() if value is not None})
 
   @classmethod
   def bundled(cls) -> pathlib.Path:

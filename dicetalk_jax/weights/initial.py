@@ -1,9 +1,10 @@
-"""Initial parameters of networks that are trained from scratch."""
+"""Initial parameters, for networks that have no weights yet."""
 
 import os
 import zlib
 from collections.abc import Callable, Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -13,20 +14,25 @@ from dicetalk_jax.weights.networks import build, network_inputs, row
 
 
 def network_key(name: str, seed: int) -> jax.Array:
-  """The PRNG key of a network's initial parameters; it depends on the name and the seed only."""
+  """The key of a network's initial parameters, independent of which other networks are drawn."""
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
-def initial_params(
-  name: str, architecture: Mapping, key: jax.Array, shardings: Callable[[dict], Mapping] | None = None
+def init_params(
+  name: str,
+  architecture: Mapping,
+  key: jax.Array,
+  shardings: Callable[[dict], Mapping] | None = None,
+  module: nn.Module | None = None,
 ) -> dict:
-  """Nested float32 parameters of network `name`, drawn from `key`.
+  """Initial float32 parameters of a registered network, nested, drawn from `key`.
 
-  shardings: nested shapes -> sharding of each parameter, which is drawn in place. Raises WeightsError if `architecture`
-  does not describe this network.
+  They are the module's own, except in the U-Net: its adapters start as copies of the keys and values beside them, and
+  its last convolution starts at 0, the mean of what it predicts. shardings: nested shapes -> a sharding per parameter.
+  module: takes the place of the network's own. Raises WeightsError for an architecture of another network.
   """
-  module = build(name, architecture)
-  shapes = network_inputs(name, architecture)
+  module = module or build(name, architecture)
+  shapes = network_inputs(name, architecture, module)
 
   def draw(key):
     inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -38,7 +44,12 @@ def initial_params(
   return jax.jit(draw, out_shardings=shardings(jax.eval_shape(draw, key)) if shardings else None)(key)
 
 
-def initial_weights(networks: Mapping[str, Mapping], folder: str | os.PathLike, seed: int = 0) -> Weights:
-  """Writes a weights folder of untrained networks: name -> architecture. Raises as `initial_params`, `Weights.save`."""
-  params = {name: initial_params(name, config, network_key(name, seed)) for name, config in networks.items()}
-  return Weights.save(folder, params, {"networks": dict(networks)})
+def initial_weights(
+  networks: Mapping[str, Mapping], folder: str | os.PathLike, seed: int = 0, config: Mapping | None = None
+) -> Weights:
+  """Writes a weights folder of untrained networks: name -> architecture. Raises as `init_params` and `Weights.save`.
+
+  config: further entries of config.json, such as "conditions".
+  """
+  params = {name: init_params(name, sizes, network_key(name, seed)) for name, sizes in networks.items()}
+  return Weights.save(folder, params, {"networks": dict(networks)} | dict(config or {}))

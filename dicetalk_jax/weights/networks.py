@@ -107,9 +107,12 @@ def build(name: str, config: Mapping, dtype=jnp.float32) -> nn.Module:
   return row(name).build(config, dtype)
 
 
-def network_inputs(name: str, config: Mapping) -> dict:
-  """Abstract inputs of a network, of the smallest size that works, by argument. Raises as `build`."""
-  inputs = row(name).inputs(build(name, config), config)
+def network_inputs(name: str, config: Mapping, module: nn.Module | None = None) -> dict:
+  """Abstract inputs of a network, of the smallest size that works, by argument. Raises as `build`.
+
+  module: takes the place of the network's own.
+  """
+  inputs = row(name).inputs(module or build(name, config), config)
   return {
     argument: jax.ShapeDtypeStruct(shape, jnp.float32) if _is_shape(shape) else shape
     for argument, shape in inputs.items()
@@ -120,9 +123,14 @@ def _is_shape(value) -> bool:
   return isinstance(value, tuple) and all(isinstance(side, int) for side in value)
 
 
-def network_shapes(name: str, config: Mapping) -> dict:
-  """The abstract float32 parameters of a network as nested dicts; nothing is computed. Raises as `build`."""
+def network_shapes(name: str, config: Mapping, module: nn.Module | None = None) -> dict:
+  """The abstract float32 parameters of a network as nested dicts; nothing is computed. Raises as `build`.
+
+  module: takes the place of the network's own.
+  """
   try:
+    if module is not None:
+      return _shapes(module, network_inputs(name, config, module))
     return _network_shapes(name, json.dumps(config))
   except (ArithmeticError, EinopsError, FlaxError, TypeError, ValueError) as error:
     raise _misfit(name, error) from None
@@ -132,7 +140,10 @@ def network_shapes(name: str, config: Mapping) -> dict:
 def _network_shapes(name: str, config: str) -> dict:
   # Cached because tracing the U-Net takes seconds.
   config = json.loads(config)
-  module, inputs = build(name, config), network_inputs(name, config)
+  return _shapes(build(name, config), network_inputs(name, config))
+
+
+def _shapes(module, inputs):
   return jax.eval_shape(lambda inputs: module.init(jax.random.key(0), **inputs), inputs)["params"]
 
 

@@ -7,6 +7,11 @@ import pytest
 from conftest import draw, golden, relative_error
 
 from dicetalk_jax.diffusion import edm
+from dicetalk_jax.diffusion.samplers import euler
+
+
+def euler_step(x, v, sigma, next_sigma):
+  return euler(lambda x, sigma: edm.denoised(x, v, sigma), x, jnp.array([sigma, next_sigma], jnp.float32))[0]
 
 
 @pytest.mark.parametrize("steps", [4, 25])
@@ -23,10 +28,15 @@ def test_trajectory_is_the_released():
   sigmas = edm.karras_sigmas(4)
   x = draw("sx", (1, 2, 4, 8, 16)) * expected["init_noise_sigma"]
   assert relative_error(x, expected["trajectory"][0]) <= 2e-5
+
+  def model(x, sigma):
+    return edm.denoised(x, 0.5 * np.tanh(x * edm.precondition(sigma).c_in), sigma)
+
+  whole, _ = euler(model, x, sigmas)
   for k in range(4):
-    v = 0.5 * np.tanh(x * edm.precondition(sigmas[k]).c_in)
-    x = edm.euler_step(x, v, sigmas[k], sigmas[k + 1])
+    x, _ = euler(model, x, sigmas[k : k + 2])
     assert relative_error(x, expected["trajectory"][k + 1]) <= 2e-5, k
+  np.testing.assert_array_equal(whole, x)
 
 
 @pytest.mark.parametrize(
@@ -72,18 +82,18 @@ def test_the_true_v_gives_back_the_clean_sample(sigma):
   # Where σ is large x₀ is the small difference of large numbers: float32's 6e-8 grows with σ.
   np.testing.assert_allclose(edm.denoised(x, v, sigma), clean, atol=1e-6 * (1 + sigma))
   # The ODE of a single data point is a straight line: a step of any size stays on it.
-  np.testing.assert_allclose(edm.euler_step(x, v, sigma, sigma / 3), clean + sigma / 3 * noise, atol=1e-6 * (1 + sigma))
+  np.testing.assert_allclose(euler_step(x, v, sigma, sigma / 3), clean + sigma / 3 * noise, atol=1e-6 * (1 + sigma))
 
 
 def test_a_step_to_zero_noise_gives_the_denoised_sample():
   x, v = 4 * draw("x", (2, 3, 4)), draw("v", (2, 3, 4))
-  np.testing.assert_allclose(edm.euler_step(x, v, 2.5, 0.0), edm.denoised(x, v, 2.5), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(euler_step(x, v, 2.5, 0.0), edm.denoised(x, v, 2.5), rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_is_jittable_and_differentiable():
   x, v = draw("x", (2, 3)), draw("v", (2, 3))
-  step = jax.jit(edm.euler_step)
-  np.testing.assert_allclose(step(x, v, 2.0, 1.0), edm.euler_step(x, v, 2.0, 1.0), rtol=1e-5, atol=1e-6)
+  step = jax.jit(euler_step)
+  np.testing.assert_allclose(step(x, v, 2.0, 1.0), euler_step(x, v, 2.0, 1.0), rtol=1e-5, atol=1e-6)
   # d step / d v = −c_out (σ' − σ) / σ, element by element.
   gradient = jax.grad(lambda v: step(x, v, 2.0, 1.0).sum())(v)
   np.testing.assert_allclose(gradient, np.full((2, 3), -1 / np.sqrt(5)), rtol=1e-5)

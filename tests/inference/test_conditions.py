@@ -9,9 +9,11 @@ import pytest
 from conftest import GOLDEN, draw, golden, relative_error
 from talkers import golden_talker
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.inference import conditions
 from dicetalk_jax.inference.emotion import Emotion
+from dicetalk_jax.inference.portrait import portrait_conditions, prepare_portrait
 from dicetalk_jax.media.audio import log_mel, read_audio
 from dicetalk_jax.media.face import Face
 from dicetalk_jax.media.image import read_image
@@ -39,7 +41,11 @@ def speech():
 
 @functools.cache
 def portrait():
-  return conditions.prepare_portrait(GOLDEN / "portrait.png", 64, (100, 30, 100, 135))
+  return prepare_portrait(GOLDEN / "portrait.png", 64, (100, 30, 100, 135))
+
+
+def emotion_tokens(talker, emotion, frames, **options):
+  return conditions.token_table(talker, conditions.EMOTION, emotion, frames, GenerationConfig(**options))
 
 
 @pytest.mark.parametrize(
@@ -62,8 +68,8 @@ def test_whisper_states_are_the_golden(network):
   assert relative_error(states[None, ::10], golden("pipeline_tiny")["whisper_states"]) <= TOLERANCE
 
 
-def test_audio_tokens_are_the_golden(network):
-  table = conditions.audio_tokens(*network("audio_encoder"), *network("audio_projection"), speech())
+def test_audio_tokens_are_the_golden(talker):
+  table = conditions.token_table(talker, conditions.AUDIO, speech(), 16, GenerationConfig())
   expected = golden("pipeline_tiny")
   tokens = np.asarray(table[np.arange(16)])
   assert tokens.shape == (16, 32, 1024)
@@ -71,33 +77,31 @@ def test_audio_tokens_are_the_golden(network):
   assert relative_error(np.asarray(table.unconditional)[::4], expected["audio_tokens_uncond"]) <= TOLERANCE
 
 
-def test_emotion_tokens_are_the_golden(talker, network):
-  emotion = talker.resolve_emotion(GOLDEN / "emotion.npy")
-  table = conditions.emotion_tokens(*network("emotion_model"), emotion, 16)
+def test_emotion_tokens_are_the_golden(talker):
+  table = emotion_tokens(talker, talker.resolve_emotion(GOLDEN / "emotion.npy"), 16)
   expected = golden("pipeline_tiny")
   for frame in (0, 15):
     assert relative_error(np.asarray(table[frame])[::4], expected["emotion_tokens"]) <= TOLERANCE
   assert relative_error(np.asarray(table.unconditional)[::4], expected["emotion_tokens_uncond"]) <= TOLERANCE
   # The label was converted from the same file.
-  label = conditions.emotion_tokens(*network("emotion_model"), talker.resolve_emotion("happy"), 1)
+  label = emotion_tokens(talker, talker.resolve_emotion("happy"), 1)
   np.testing.assert_array_equal(label.rows, table.rows)
 
 
-def test_the_image_embedding_is_the_golden(network):
-  latents, embedding = conditions.image_conditions(*network("vae"), *network("image_encoder"), portrait())
-  assert latents.shape == (8, 16, 4)
-  assert relative_error(embedding, golden("pipeline_tiny")["clip_image_embeds"]) <= TOLERANCE
+def test_the_image_embedding_is_the_golden(talker):
+  constants = portrait_conditions(talker, portrait())
+  assert constants.image_latents.shape == (1, 8, 16, 4)
+  assert relative_error(constants.image_tokens[0], golden("pipeline_tiny")["clip_image_embeds"]) <= TOLERANCE
 
 
-def test_a_timeline_moves_the_tokens(talker, network):
+def test_a_timeline_moves_the_tokens(talker):
   emotion = talker.resolve_emotion("0s neutral, 0.4s happy")
-  table = conditions.emotion_tokens(*network("emotion_model"), emotion, 9)
+  table = emotion_tokens(talker, emotion, 9)
   tokens = np.asarray(table[np.arange(9)])
   # 0.4 s are 5 frames: four on the way, then the emotion holds and is computed once.
   assert len(table.rows) == 6 + 1
   first, *_, last = (
-    np.asarray(conditions.emotion_tokens(*network("emotion_model"), talker.resolve_emotion(label), 1)[0])
-    for label in ("neutral", "happy")
+    np.asarray(emotion_tokens(talker, talker.resolve_emotion(label), 1)[0]) for label in ("neutral", "happy")
   )
   assert relative_error(tokens[0], first) <= 1e-6
   assert relative_error(tokens[5], last) <= 1e-6
@@ -109,28 +113,15 @@ def test_a_timeline_moves_the_tokens(talker, network):
 def test_the_nearest_code_gives_other_tokens_than_the_whole_bank(talker, network):
   module, params = network("emotion_model")
   emotion = talker.resolve_emotion("happy:0.5+sad:0.5")
-  nearest = conditions.emotion_tokens(module, params, emotion, 3, bank="nearest")
+  nearest = emotion_tokens(talker, emotion, 3, bank="nearest")
   expected, _ = jax.jit(functools.partial(module.apply, method="retrieve"))({"params": params}, emotion.at([0.0]))
   assert relative_error(nearest[1], expected[0]) <= 1e-5
-  assert relative_error(nearest[1], conditions.emotion_tokens(module, params, emotion, 3)[1]) > 1e-2
+  assert relative_error(nearest[1], emotion_tokens(talker, emotion, 3)[1]) > 1e-2
 
 
 @pytest.mark.parametrize("samples", [2560, 3199, 3200, 12345, 480001, 1_000_000])
 def test_frames_of_a_sound(samples):
   assert conditions.frame_count(samples) == samples // 640 // 2
-  # One state for each 320 samples of whole blocks of 640, four of them a frame.
-  assert len(conditions.frame_windows(np.zeros((2 * (samples // 640), 1, 1)), 10)) == samples // 640 // 2
-
-
-def test_a_frame_sees_the_states_around_it():
-  states = draw("states", (27, 2, 3))
-  found = conditions.frame_windows(states, 10)
-  assert found.shape == (6, 10, 2, 3)
-  for j in range(6):
-    for k in range(10):
-      position = 4 * j + k - 4  # four zeros stand before the first state
-      expected = states[position] if 0 <= position < len(states) else np.zeros((2, 3))
-      np.testing.assert_array_equal(found[j, k], expected)
 
 
 def test_a_sound_of_more_than_thirty_seconds_is_encoded_in_chunks(network):
@@ -159,15 +150,14 @@ def test_padding_frames_have_unconditional_tokens():
   np.testing.assert_array_equal(table.unconditional, table.rows[3])
 
 
-def test_emotions_given_a_frame_each_are_kept_apart(network):
+def test_emotions_given_a_frame_each_are_kept_apart(talker):
   """More priors than are computed at a time; frames of one prior share its tokens."""
-  module, params = network("emotion_model")
   mu = draw("priors", (6, 256))[[0, 1, 2, 3, 4, 5, 2]]
-  table = conditions.emotion_tokens(module, params, Emotion(np.arange(7) / 12.5, mu, smooth=False), 7)
+  table = emotion_tokens(talker, Emotion(np.arange(7) / 12.5, mu, smooth=False), 7)
   assert len(table.rows) == 6 + 1
   np.testing.assert_array_equal(table[2], table[6])
   for k in (0, 5):
-    alone = conditions.emotion_tokens(module, params, Emotion([0.0], mu[k : k + 1]), 1)
+    alone = emotion_tokens(talker, Emotion([0.0], mu[k : k + 1]), 1)
     assert relative_error(table[k], alone[0]) <= 1e-5
 
 
@@ -179,7 +169,7 @@ def test_a_detector_finds_the_largest_face_and_counts_all():
     seen.append(image)
     return [small, large]
 
-  found = conditions.prepare_portrait(GOLDEN / "portrait.png", 64, detector=detector)
+  found = prepare_portrait(GOLDEN / "portrait.png", 64, detector=detector)
   np.testing.assert_array_equal(seen[0], read_image(GOLDEN / "portrait.png"))
   assert found.faces == 2 and found.box == large.box
   by_hand = portrait()
@@ -188,7 +178,7 @@ def test_a_detector_finds_the_largest_face_and_counts_all():
 
 
 def test_a_crop_is_a_square_around_the_face():
-  found = conditions.prepare_portrait(GOLDEN / "portrait.png", 64, (100, 30, 100, 135), crop=True)
+  found = prepare_portrait(GOLDEN / "portrait.png", 64, (100, 30, 100, 135), crop=True)
   # The box grows by half its size, cut to 300×200: 200 wide, 200 high.
   assert found.original_size == (200, 200)
   assert found.image.shape == (64, 64, 3)
@@ -211,6 +201,6 @@ def test_a_crop_is_a_square_around_the_face():
 )
 def test_a_portrait_that_cannot_be_used_is_refused(arguments, text):
   with pytest.raises(InputError, match=text):
-    conditions.prepare_portrait(
+    prepare_portrait(
       GOLDEN / "portrait.png", **{"size": 64, "detector": lambda image: [Face((9, 9, 9, 9), 1)]} | arguments
     )

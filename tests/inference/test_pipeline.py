@@ -234,7 +234,6 @@ BAD = [
   ({"seed": -1}, "seed -1"),
   ({"seed": 2**32}, "seed 4294967296"),
   ({"identity_scale": float("inf")}, "identity_scale inf"),
-  ({"emotion_scale": None}, "emotion_scale None"),
   ({"audio_scale": float("nan")}, "audio_scale nan"),
   ({"audio_scale": "6"}, "audio_scale 6"),
   ({"face_box": (400, 30, 100, 135)}, "outside the image"),

@@ -3,7 +3,7 @@
 import av
 import numpy as np
 import pytest
-from conftest import GOLDEN, golden
+from conftest import GOLDEN
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.media import face as media
@@ -88,27 +88,6 @@ def test_real_portraits_and_frames(examples):
       if index % 100 == 0:
         face, count = media.find_face(frame.to_ndarray(format="rgb24"))
         assert count == 1 and overlap(face.box, (55, 40, 140, 170)) > 0.6, (index, face.box)
-
-
-def test_golden_mask_is_reproduced():
-  mask = media.face_mask(200, 300, (100, 30, 100, 135))
-  resized = resize(mask, (128, 64)).astype(np.float32) / 255
-  np.testing.assert_array_equal(resized[None], golden("pipeline_tiny")["face_mask"])
-
-
-@pytest.mark.parametrize(
-  ("box", "rows", "columns"),
-  [
-    ((10, 20, 30, 40), (18, 62), (9, 41)),  # centre 25, 40; half sizes 33 // 2 = 16 and 44 // 2 = 22
-    ((-10, -6, 31, 13), (0, 7), (0, 22)),  # centre 5, 0; half sizes 34.1 // 2 = 17 and 14.3 // 2 = 7
-    ((80, 90, 40, 40), (88, 100), (78, 100)),  # cut to the image
-  ],
-)
-def test_mask_by_hand(box, rows, columns):
-  mask = media.face_mask(100, 100, box)
-  expected = np.zeros((100, 100), np.uint8)
-  expected[slice(*rows), slice(*columns)] = 255
-  np.testing.assert_array_equal(mask, expected)
 
 
 def test_boxes_given_by_hand():

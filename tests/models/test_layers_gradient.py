@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dicetalk_jax.models.layers import GroupNorm, LayerNorm, materialised_gradient
+from dicetalk_jax.models.cpu import materialised_gradient
+from dicetalk_jax.models.layers import GroupNorm, LayerNorm
 from dicetalk_jax.parallel.flops import count_flops
 
 

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dicetalk_jax.models.remat import computed_apart, rematerialiser
+from dicetalk_jax.models.cpu import computed_apart
+from dicetalk_jax.models.remat import rematerialiser
 
 WIDTH, BLOCKS = 64, 8
 

@@ -11,7 +11,9 @@ from random_weights import random_weights
 
 from dicetalk_jax import DiceTalk
 from dicetalk_jax.diffusion import guidance
-from dicetalk_jax.inference.denoising import Constants, denoise_windows
+from dicetalk_jax.diffusion.conditioning import Conditions
+from dicetalk_jax.diffusion.samplers import euler
+from dicetalk_jax.inference.denoising import denoise_windows
 from dicetalk_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from dicetalk_jax.parallel.rules import shardings
 
@@ -57,18 +59,18 @@ def test_windows_on_several_devices_need_nothing_of_each_other(weights):
   def shape(*of, sharding=everywhere):
     return jax.ShapeDtypeStruct(of, jnp.float32, sharding=sharding)
 
-  constants = Constants(
-    image_latents=shape(8, 8, 4),
-    image_token=shape(1, 64),
-    audio=shape(32, 64),
-    emotion=shape(16, 64),
+  constants = Conditions(
+    image_latents=shape(1, 8, 8, 4),
+    image_tokens=shape(1, 1, 64),
+    adapter_tokens=(shape(1, 1, 32, 64), shape(1, 1, 16, 64)),
     pose_features=shape(1, 1, 8, 8, 32),
     face_mask=shape(1, 64, 64),
   )
-  windows = [shape(4, 5, *of, sharding=over) for of in ((8, 8, 4), (32, 64), (16, 64))]
-  sigmas = (np.float32(2), np.float32(1), np.zeros(2, np.float32))
+  x, *tokens = (shape(4, 5, *of, sharding=over) for of in ((8, 8, 4), (32, 64), (16, 64)))
+  sigmas, scales = np.array([2, 1], np.float32), np.zeros(2, np.float32)
+  branches = guidance.plan(3.0, (None, 6.0)).branches
   lowered = denoise_windows.lower(
-    weights.module("unet"), guidance.branches(), params, *windows, constants, *sigmas, over
+    weights.module("unet"), branches, euler, params, x, tuple(tokens), constants, sigmas, scales, None, over
   )
   program = lowered.compile().as_text()
   assert "convolution" in program

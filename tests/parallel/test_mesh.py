@@ -23,14 +23,13 @@ from dicetalk_jax.parallel.mesh import (
 )
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.parallel.rules import RULES, SMALLEST, check_rules, shardings, spec_of
-from dicetalk_jax.training.adaptation_loss import Networks
 from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.weights.architectures import RELEASED
 from dicetalk_jax.weights.networks import network_shapes
 
 FULL_SIZE = {
   f"{name}/{path}": leaf.shape
-  for name in Networks._fields
+  for name in ("unet", "audio_projection", "emotion_model", "pose_guider", "emotion_embedder")
   for path, leaf in flatten_dict(network_shapes(name, RELEASED[name]), sep="/").items()
 }
 

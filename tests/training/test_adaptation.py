@@ -13,6 +13,7 @@ from random_weights import random_weights
 from talkers import stand_in_params
 from training.encoded_clips import write_clips
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.encode.networks import check_encoded_with, fingerprint
 from dicetalk_jax.data.encode.record import FORMAT, VERSION
@@ -43,6 +44,10 @@ def compiled_quickly(tmp_path_factory):
   """Half of this file's time would be spent on making code fast that runs a few times, and on making it again."""
   with quick_compilation(tmp_path_factory.mktemp("cache")):
     yield
+
+
+def samples(steps=10, clips=2, **settings):
+  return SamplesConfig(clips, GenerationConfig(steps=steps, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,7 @@ def config(weights, data):
 
 
 def test_it_trains_goes_on_and_leaves_weights(config, tmp_path, weights):
-  config = dataclasses.replace(config, samples=SamplesConfig(clips=1, steps=2))
+  config = dataclasses.replace(config, samples=samples(2, clips=1))
   losses, validations, said = {}, [], []
   options = dict(
     report=lambda step, metrics: losses.update({step: metrics["loss"]}),
@@ -216,9 +221,7 @@ def test_an_ablation_is_judged_once(config, tmp_path, monkeypatch):
   folder = write_clips(
     tmp_path / "set", ("M003",), emotions=(0, EMOTIONS.index("neutral")), pictures=True, states=(3, 64)
   )
-  config = dataclasses.replace(
-    config, emotional=(str(folder),), loop=LoopConfig(steps=1), samples=SamplesConfig(steps=2)
-  )
+  config = dataclasses.replace(config, emotional=(str(folder),), loop=LoopConfig(steps=1), samples=samples(2))
   # Of the angry none is of the highest level.
   assert [EMOTIONS[row["emotion"]] for row in held_out_rows(config)] == ["neutral"] * 3
   params = jax.jit(MeasuringNetwork().init)(jax.random.key(0), *2 * [np.zeros((1, 64, 64, 3))])["params"]
@@ -344,7 +347,7 @@ def test_data_that_other_networks_encoded_is_refused(config, weights, tmp_path):
 
 def test_small_networks_compute_as_in_inference(config):
   modules = set_up(dataclasses.replace(config, dtype="bfloat16")).modules
-  assert {name: module.dtype for name, module in modules._asdict().items()} == {
+  assert {name: module.dtype for name, module in modules.items()} == {
     "unet": jnp.bfloat16,
     **dict.fromkeys(("audio_projection", "emotion_model", "pose_guider", "emotion_embedder"), jnp.float32),
   }
@@ -363,10 +366,10 @@ def test_the_embedder_is_not_trained_by_accident(config):
     (dict(objective=ObjectiveConfig(drop_audio=-0.1)), "drop_audio -0.1"),
     (dict(objective=ObjectiveConfig(drop_emotion=0.85), dtype="int8"), "dtype 'int8'"),
     (dict(objective=ObjectiveConfig(emotion_weight=-1)), "objective.emotion_weight is -1"),
-    (dict(samples=SamplesConfig(steps=0)), "samples.steps is 0"),
-    (dict(samples=SamplesConfig(decode_chunk=0)), "samples.decode_chunk is 0"),
-    (dict(samples=SamplesConfig(sigma_max=0.0)), r"samples.sigma_max is 0\.0"),
-    (dict(samples=SamplesConfig(sigma_min=0.0)), r"samples.sigma_min is 0\.0"),
+    (dict(samples=samples(0)), "samples.generation.steps is 0"),
+    (dict(samples=samples(decode_chunk=0)), "samples.generation.decode_chunk is 0"),
+    (dict(samples=samples(sigma_max=0.0)), r"samples.generation.sigma_max is 0\.0"),
+    (dict(samples=samples(sigma_min=0.0)), r"samples.generation.sigma_min is 0\.0"),
     (dict(validation_batches=0), "validation_batches is 0"),
     (dict(dtype="float16"), "dtype 'float16' is not known"),
     (dict(remat_policy="save_only_these_names"), "remat_policy 'save_only_these_names' is not known"),

@@ -10,32 +10,28 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from random_weights import NETWORKS
 
-from dicetalk_jax.inference.conditions import audio_tokens, emotion_tokens
-from dicetalk_jax.inference.emotion import resolve_emotion
-from dicetalk_jax.media.face import face_mask
+from dicetalk_jax.diffusion.conditioning import speech_windows
+from dicetalk_jax.inference.conditions import AUDIO, EMOTION, tabulate, whisper_states
 from dicetalk_jax.models.emotion_embedder import EmotionEmbedder
-from dicetalk_jax.training import adaptation_loss
 from dicetalk_jax.training.adaptation_loss import (
-  Kept,
-  Networks,
   ObjectiveConfig,
-  conditions,
-  draw_kept,
-  draw_prior,
+  batch_conditions,
+  condition_tokens,
+  draw_visible,
   emotion_class,
-  face_masks,
   objective,
 )
 from dicetalk_jax.vocabulary import EMOTIONS
 from dicetalk_jax.weights.networks import build, network_shapes
 
+CONDITIONS, LEARNING = (AUDIO, EMOTION), ("unet", "audio_projection", "emotion_model", "pose_guider")
 B, FRAMES, SIDE, POSITIONS, STATES, WIDTH = 2, 3, 8, 10, 3, 64
 
 
 @functools.cache
 def networks():
-  modules = {name: build(name, NETWORKS[name]) for name in Networks._fields[:-1]}
-  return Networks(**modules, emotion_embedder=EmotionEmbedder(speech_features=WIDTH, num_layers=1, num_fusion_layers=1))
+  modules = {name: build(name, NETWORKS[name]) for name in LEARNING}
+  return modules | {"emotion_embedder": EmotionEmbedder(speech_features=WIDTH, num_layers=1, num_fusion_layers=1)}
 
 
 @functools.cache
@@ -67,8 +63,8 @@ def params():
   """Drawn, not initialised: nothing is compiled, and no layer is zero."""
   given = batch()
   of_clip = [given[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
-  embedder = jax.eval_shape(networks().emotion_embedder.init, jax.random.key(0), *of_clip)["params"]
-  shapes = {name: network_shapes(name, NETWORKS[name]) for name in Networks._fields[:-1]}
+  embedder = jax.eval_shape(networks()["emotion_embedder"].init, jax.random.key(0), *of_clip)["params"]
+  shapes = {name: network_shapes(name, NETWORKS[name]) for name in LEARNING}
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -81,13 +77,13 @@ def params():
 
 
 def test_drops_are_rare_and_exclude_each_other():
-  kept = np.stack(draw_kept(jax.random.key(0), 40_000, ObjectiveConfig()))
+  kept = np.asarray(draw_visible(jax.random.key(0), 40_000, CONDITIONS, ObjectiveConfig())).T
   dropped = (~kept).sum(axis=0)
   assert set(dropped) == {0, 1, 3}
   shares = [*((dropped == 1) & ~row for row in kept), dropped == 3]
   np.testing.assert_allclose([share.mean() for share in shares], [0.05] * 4, atol=0.004)
   nothing = ObjectiveConfig(drop_audio=0, drop_image=0, drop_emotion=0, drop_all=0)
-  assert all(row.all() for row in draw_kept(jax.random.key(0), 1000, nothing))
+  assert draw_visible(jax.random.key(0), 1000, CONDITIONS, nothing).all()
 
 
 def test_classes_are_neutral_and_seven_emotions_at_three_levels():
@@ -99,48 +95,36 @@ def test_classes_are_neutral_and_seven_emotions_at_three_levels():
   assert emotion_class(np.array([happy]), np.array([0])) == emotion_class(np.array([happy]), np.array([2]))
 
 
-@pytest.mark.parametrize("box", [(10, 12, 30, 40), (0, 0, 20, 20), (40, 50, 40, 40)])
-def test_masks_are_those_of_a_portrait(box):
-  ours = np.asarray(face_masks(np.array([box], np.float32), 64, 72))[0]
-  theirs = face_mask(64, 72, box) / 255
-  # The release rounds its edges to whole pixels.
-  for axis in (0, 1):
-    found, expected = ours.any(axis=axis), theirs.any(axis=axis)
-    assert np.abs(found.astype(int) - expected).sum() <= 2
-
-
 @functools.cache
-def condition(*keep):
-  prior = np.random.default_rng(1).normal(size=(B, 256)).astype(np.float32)
-  keep = Kept(*(np.array(row) for row in keep))
-  return conditions(networks(), params(), batch(), prior, keep)
+def condition(*visible):
+  return batch_conditions(networks(), CONDITIONS, params(), batch(), np.array(visible))[0]
 
 
 def test_what_is_dropped_is_what_guidance_subtracts():
-  kept = condition((True, True), (True, True), (True, True))
-  dropped = condition((True, False), (True, False), (True, False))
-  for name in ("image_latents", "image_tokens", "audio_tokens", "emotion_tokens"):
-    np.testing.assert_array_equal(getattr(dropped, name)[0], getattr(kept, name)[0])
+  kept, dropped = condition((True,) * 3, (True,) * 3), condition((True,) * 3, (False,) * 3)
+  for ours, theirs in zip(jax.tree.leaves(dropped), jax.tree.leaves(kept), strict=True):
+    np.testing.assert_array_equal(ours[0], theirs[0])
   assert not np.asarray(dropped.image_latents[1]).any()
   assert not np.asarray(dropped.image_tokens[1]).any()
   modules, weights = networks(), params()
-  # The very tokens of inference.
-  priors = {"happy": {"mu": np.ones(256, np.float32)}}
-  emotion = emotion_tokens(modules.emotion_model, weights["emotion_model"], resolve_emotion("happy", priors, 256), 2)
-  for frame in range(FRAMES):
-    np.testing.assert_allclose(dropped.emotion_tokens[1, frame], emotion.unconditional, atol=1e-5)
+  # The tokens of inference.
+  emotion = tabulate(modules["emotion_model"], weights["emotion_model"], np.ones((2, 256), np.float32))
+  audio_tokens, emotion_tokens = dropped.adapter_tokens
+  np.testing.assert_allclose(emotion_tokens[1, 0], emotion.unconditional, atol=1e-5)
   encoder = build("audio_encoder", NETWORKS["audio_encoder"])
   encoder_params = encoder.init(jax.random.key(0), np.zeros((1, 3000, 80), np.float32))["params"]
   sound = np.zeros(3200, np.float32)
-  silent = audio_tokens(encoder, encoder_params, modules.audio_projection, weights["audio_projection"], sound)
+  states = whisper_states(encoder, encoder_params, sound)
+  features = speech_windows(states, 2 * np.arange(2), POSITIONS)
+  silent = tabulate(modules["audio_projection"], weights["audio_projection"], features)
   for frame in range(FRAMES):
-    np.testing.assert_allclose(dropped.audio_tokens[1, frame], silent.unconditional, atol=1e-5)
-  assert np.abs(kept.audio_tokens[1] - dropped.audio_tokens[1]).max() > 0.1
-  assert np.abs(kept.emotion_tokens[1] - dropped.emotion_tokens[1]).max() > 1e-3
+    np.testing.assert_allclose(audio_tokens[1, frame], silent.unconditional, atol=1e-5)
+  for ours, theirs, least in zip(dropped.adapter_tokens, kept.adapter_tokens, (0.1, 1e-3), strict=True):
+    assert np.abs(theirs[1] - ours[1]).max() > least
 
 
 def test_bank_learning_pulls_code_and_prior_as_equation_17_says():
-  model, weights = networks().emotion_model, params()["emotion_model"]
+  model, weights = networks()["emotion_model"], params()["emotion_model"]
   prior = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
 
   def vq(weights):
@@ -193,7 +177,7 @@ def test_the_same_key_gives_the_same_loss_and_rows_that_only_fill_count_nothing(
 
 
 def test_the_slope_of_the_whole_objective():
-  given, key, h = flatten_dict(params(), sep="/"), jax.random.key(3), 2e-4
+  given, key, h = flatten_dict(params(), sep="/"), jax.random.key(4), 2e-4
   slope = flatten_dict(compiled(True)(params(), batch(), key)[1], sep="/")
   # Not the bank's, whose slopes are no differences of values: Eq. 17, and straight-through.
   for part in ("unet/", "audio_projection/", r"emotion_model/(?!codebook|classifier)", ".*classifier/", "pose_guider/"):
@@ -210,26 +194,27 @@ def test_the_slope_of_the_whole_objective():
 
 
 def test_the_prior_is_drawn_or_its_mean():
-  embedder, weights, key = networks().emotion_embedder, params()["emotion_embedder"], jax.random.key(0)
-  drawn = [draw_prior(embedder, weights, batch(), k, ObjectiveConfig()) for k in jax.random.split(key)]
-  assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
-  fixed = [
-    draw_prior(embedder, weights, batch(), k, ObjectiveConfig(sample_prior=False)) for k in jax.random.split(key)
-  ]
-  np.testing.assert_array_equal(*fixed)
+  def run(name, *inputs):
+    return networks()[name].apply({"params": params()[name]}, *inputs)
+
+  drawn = [EMOTION.of_batch(run, batch(), key) for key in jax.random.split(jax.random.key(0))]
+  mean = EMOTION.of_batch(run, batch(), None)
+  assert mean.shape == (B, 1, 256)
+  assert all(np.abs(one - other).max() > 1e-3 for one, other in ((*drawn,), (drawn[0], mean)))
 
 
 @pytest.mark.parametrize("conditioning", ["prior", "learnable"])
 def test_without_the_bank_nothing_is_learnt_about_it(conditioning):
   keep = jnp.array([True, False])
   prior = np.stack([np.ones(256, np.float32), np.linspace(-1, 1, 256, dtype=np.float32)])
-  model = networks().emotion_model.clone(conditioning=conditioning)
+  model = networks()["emotion_model"].clone(conditioning=conditioning)
   weights = params()["emotion_model"] | (
     {"query": np.ones((8, WIDTH), np.float32)} if conditioning == "learnable" else {}
   )
 
   def tokens_of(weights, keep=keep):
-    return adaptation_loss.emotion_tokens(model, weights, prior, keep)
+    tokens, none, loss = condition_tokens(model, weights, prior[:, None])
+    return jnp.where(keep[:, None, None], tokens[:, 0], none[0]), loss
 
   tokens, vq = tokens_of(weights)
   assert vq.shape == (2,) and not vq.any()

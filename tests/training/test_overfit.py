@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from random_weights import NETWORKS
 
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_batches
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig
 from dicetalk_jax.data.encode.runner import encode
@@ -102,7 +103,9 @@ def test_four_clips_are_learnt_by_heart_and_given_back(tmp_path):
   after = loss(params)
 
   # The conditional branch alone, at 25 steps as published.
-  writer = SampleWriter(setup, SamplesConfig(steps=25, identity_scale=1, emotion_scale=1, bank="nearest"), tmp_path)
+  writer = SampleWriter(
+    setup, SamplesConfig(generation=GenerationConfig(identity_scale=1, emotion_scale=1, bank="nearest")), tmp_path
+  )
   rows = {int(batch["clip"][i]): {k: v[i] for k, v in batch.items()} for batch in examples for i in range(8)}
   psnr = {}
   for clip, row in rows.items():

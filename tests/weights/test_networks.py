@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from dicetalk_jax.weights import networks
 from dicetalk_jax.weights.folder import Weights
-from dicetalk_jax.weights.initial import initial_params
+from dicetalk_jax.weights.initial import init_params
 from dicetalk_jax.weights.networks import Network, build, network_shapes, register
 from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.release.export import export
@@ -49,7 +49,7 @@ def registered():
 
 def test_a_registered_network_is_built_saved_loaded_exported_and_converted(registered, tmp_path_factory, tmp_path):
   config = {"features": 5}
-  variables = {"params": initial_params("gaze", config, jax.random.key(0))}
+  variables = {"params": init_params("gaze", config, jax.random.key(0))}
   assert build("gaze", config).apply(variables, jnp.ones((3, 2))).shape == (3, 5)
   assert network_shapes("gaze", config)["proj"]["kernel"].shape == (2, 5)
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from dicetalk_jax.data.batches.sampling import Batches, Run, generator, shuffled
 from dicetalk_jax.data.batches.sources import EncodedSets, Folders, RowSource, as_list
-from dicetalk_jax.data.batches.windows import Sequences, jittered_box, speech_windows, starts
+from dicetalk_jax.data.batches.windows import Sequences, jittered_box, starts
 from dicetalk_jax.data.encode.record import EncodedClip
+from dicetalk_jax.diffusion.conditioning import speech_windows
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.vocabulary import EMOTIONS, FPS, LEVELS, MODEL_FPS
 
@@ -77,7 +78,7 @@ def diffusion_batches(
 
   Yields, with b = batch / process_count rows: latents_mean, latents_logvar (b, frames, h, w, 4) float16, unscaled;
   image_latents (b, h, w, 4) float16 and image_embedding (b, d) float16 of the reference frame (`config.reference`);
-  audio (b, frames, 10, layers + 1, d) float16, windows as of `inference.conditions.frame_windows`; mask_box (b, 4)
+  audio (b, frames, 10, layers + 1, d) float16, windows as of `diffusion.conditioning.speech_windows`; mask_box (b, 4)
   float32, the face's x, y, w, h in pixels, and image_size (b, 2) int32, height and width; expression
   (b, prior_frames, 64), expression_mask, speech (b, prior_frames, d), speech_mask as of `embedder_batches`, another
   window of the clip (`config.prior`); emotion, level, identity, clip (b,) int32; start (b,) int32, the first frame;

@@ -5,27 +5,7 @@ import dataclasses
 import numpy as np
 
 from dicetalk_jax.data.encode.record import EncodedClip
-
-# A window starts four positions before its frame (see inference.conditions.frame_windows).
-_POSITIONS_BEFORE = 4
-
-
-def speech_windows(states: np.ndarray, frames: np.ndarray, positions: int) -> np.ndarray:
-  """States (2n, layers + 1, d) at 50 Hz and frames (f,) at 25 fps -> windows (f, positions, layers + 1, d).
-
-  Frame i gets positions 2i - 4 to 2i - 4 + `positions`, zeros outside the clip. For every second frame these are the
-  windows of `inference.conditions.frame_windows`.
-  """
-  wanted = 2 * frames[:, None] - _POSITIONS_BEFORE + np.arange(positions)
-  windows = states[np.clip(wanted, 0, len(states) - 1)]
-  windows[(wanted < 0) | (wanted >= len(states))] = 0
-  return windows
-
-
-def speech_at_25(states: np.ndarray) -> np.ndarray:
-  """States (2n, layers + 1, d) at 50 Hz -> those of the last layer averaged in pairs (n, d) float32, 25 Hz."""
-  last = states[:, -1].astype(np.float32)
-  return last.reshape(-1, 2, last.shape[-1]).mean(axis=1)  # (2n, d) -> (n, 2, d) -> (n, d)
+from dicetalk_jax.diffusion.conditioning import speech_at_25
 
 
 def starts(length: int, span: int, count: int, rng) -> np.ndarray:

@@ -17,7 +17,7 @@ from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.training.step import LossFn, make_step
 from dicetalk_jax.weights.folder import Weights
-from dicetalk_jax.weights.initial import initial_params, network_key
+from dicetalk_jax.weights.initial import init_params, network_key
 from dicetalk_jax.weights.networks import build
 
 
@@ -47,7 +47,7 @@ def begin(network: str, architecture: Mapping, weights: str | os.PathLike, seed:
   opened = Weights.open(weights) if weights else None
   if opened is not None and network in opened.config["networks"]:
     return Beginning(network, opened.config["networks"][network], opened.load(network), opened, False)
-  params = initial_params(network, architecture, network_key(network, seed))
+  params = init_params(network, architecture, network_key(network, seed))
   return Beginning(network, architecture, params, opened, True)
 
 

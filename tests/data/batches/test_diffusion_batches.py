@@ -7,8 +7,8 @@ import pytest
 from data.random_clips import DIFFUSION, HDTF, LAYERS, MEAD, WIDTH, make, take, write
 
 from dicetalk_jax.data.batches.diffusion import diffusion_batches
+from dicetalk_jax.diffusion.conditioning import speech_windows
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.inference.conditions import frame_windows
 
 
 def test_emotional_and_regular_clips_come_one_to_one(mead, hdtf):
@@ -52,7 +52,8 @@ def test_diffusion_rows_are_of_their_clip(mead, hdtf):
       np.testing.assert_array_equal(batch["latents_logvar"][i], c.latents_logvar[frames])
       # With a frame of silence before, odd frames become even ones.
       odd = start % 2
-      whole = frame_windows(np.pad(c.states, ((2 * odd, 4), (0, 0), (0, 0))), 10)
+      states = np.pad(c.states, ((2 * odd, 4), (0, 0), (0, 0)))
+      whole = speech_windows(states, 2 * np.arange(len(states) // 4), 10)
       np.testing.assert_array_equal(batch["audio"][i], whole[(start + odd) // 2 :][:25])
       reference = [
         k for k, r in enumerate(c.reference_index) if np.array_equal(c.latents_mean[r], batch["image_latents"][i])
