@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import soundfile
 from data.build.test_prepare import mux, noise, scene, source
 
 from dicetalk_jax.data.build.prepare import PrepareConfig, prepare
@@ -155,6 +156,14 @@ def test_the_track_that_is_not_silent_is_taken(tmp_path):
   clip, _ = results(tmp_path / "a.mkv")
   # It is louder than full scale, which a record is not.
   assert np.abs(clip.audio).max() == 1 and np.abs(clip.audio).mean() > 0.1
+
+
+def test_channels_that_cancel_out(tmp_path):
+  path = film(tmp_path, scene(PLACE, count=50))
+  sound = noise(2)
+  soundfile.write(tmp_path / "a.wav", np.stack([sound, -sound], axis=1), 16000, "FLOAT")
+  clip, _ = results(path, audio=tmp_path / "a.wav")
+  np.testing.assert_allclose(clip.audio, sound, atol=1e-6)
 
 
 def test_every_real_clip_is_kept_whole(examples):
