@@ -71,9 +71,8 @@ class Eyes:
     glint = 0.26 * radius
     toward = 0.4 * radius * np.sign(identity.light_x + 1e-9)
     self.glint = at(iris_x + toward + glint * circle_x, iris_y - 0.4 * radius + glint * circle_y)
-    self.socket = at(side * identity.eye_spacing, middle[..., :1] - 0.02)[:, :, 0]
-    self.socket_across = at(side * (identity.eye_spacing + 0.14), middle[..., :1] - 0.02)[:, :, 0] - self.socket
-    self.socket_down = at(side * identity.eye_spacing, middle[..., :1] + 0.09)[:, :, 0] - self.socket
+    x, y = side * identity.eye_spacing, middle[..., :1]
+    self.socket = head.patch(x, y - 0.02, side * (identity.eye_spacing + 0.14), y + 0.09)[:, :, 0]
     self.brows = self._brows(head, p, side)
     self.frown = self._frown(head, p)
     self.forehead = self._forehead(head)
@@ -109,8 +108,7 @@ class Eyes:
   def paint_sockets(self, shade, i: int) -> None:
     """Darkens the skin around the eyes with `shade(spot, amount)`."""
     for side in range(2):
-      mark = spot(self.socket[i, side], self.socket_across[i, side], self.socket_down[i, side], self.size)
-      shade(mark, -0.2 - 0.05 * self.tone)
+      shade(spot(*self.socket[i, side], self.size), -0.2 - 0.05 * self.tone)
 
   def paint_folds(self, canvas, i: int) -> None:
     """Paints the creases around eyes and brows of frame i on canvas."""

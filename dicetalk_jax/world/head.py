@@ -75,6 +75,15 @@ class Head:
     """Points on the face, x and y broadcast to (n, ...), raised by `out` -> (n, ..., 2) pixels."""
     return self.project(x, y, self.front(x, y, out))
 
+  def patch(self, x, y, right, below, out=0.0, out_below=None) -> np.ndarray:
+    """An ellipse on the face (n, ..., 3, 2) as `raster.spot` takes it: centre at x, y, and two half axes in pixels.
+
+    The axes end at `right`, y and x, `below`; out_below: height of the latter end, by default `out`.
+    """
+    centre = self.surface(x, y, out)
+    down = self.surface(x, below, out if out_below is None else out_below)
+    return np.stack((centre, self.surface(right, y, out) - centre, down - centre), -2)
+
   def lowered(self, y):
     """Heights (k,) or (n, k) after the jaw has dropped, which moves the lower face."""
     share = np.clip((np.asarray(y, np.float32) - 0.08) / 0.42, 0, 1)

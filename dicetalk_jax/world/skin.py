@@ -83,16 +83,11 @@ class Skin:
     base, wing = identity.nose_length, identity.nose_width
     lift = 0.02 * wrinkle
     zero = np.zeros((head.n, 1), np.float32)
-    self.tip = head.surface(zero, base - 0.035 - 0.5 * lift, 0.13)[:, 0]
-    self.tip_across = head.surface(zero + 0.05, base - 0.035 - 0.5 * lift, 0.13)[:, 0] - self.tip
-    self.tip_down = head.surface(zero, base + 0.01 - 0.5 * lift, 0.13)[:, 0] - self.tip
-    self.under = head.surface(zero, base + 0.022 - 0.5 * lift, 0.05)[:, 0]
-    self.under_across = head.surface(zero + wing * 1.25, base + 0.022 - 0.5 * lift, 0.05)[:, 0] - self.under
-    self.under_down = head.surface(zero, base + 0.065 - 0.5 * lift, 0.05)[:, 0] - self.under
+    risen = 0.5 * lift
+    self.tip = head.patch(zero, base - 0.035 - risen, zero + 0.05, base + 0.01 - risen, 0.13)[:, 0]
+    self.under = head.patch(zero, base + 0.022 - risen, zero + wing * 1.25, base + 0.065 - risen, 0.05)[:, 0]
     eye = identity.eye_height
-    self.bridge = head.surface(zero, (eye + base) / 2 - 0.02, 0.09)[:, 0]
-    self.bridge_across = head.surface(zero + 0.05, (eye + base) / 2 - 0.02, 0.09)[:, 0] - self.bridge
-    self.bridge_down = head.surface(zero, base + 0.01, 0.12)[:, 0] - self.bridge
+    self.bridge = head.patch(zero, (eye + base) / 2 - 0.02, zero + 0.05, base + 0.01, 0.09, 0.12)[:, 0]
     side = _SIDES[None, :, None]
     # A wing of the nose: from the cheek around and under the nostril.
     curve = np.array([(0.86, -0.062), (1.04, -0.03), (0.95, 0.0), (0.62, 0.002), (0.4, 0.012)], np.float32)
@@ -122,9 +117,7 @@ class Skin:
     side = _SIDES[None, :]
     cheek = self.p["cheek"][:, None]
     x, y = side * identity.face_width * 0.58, 0.14 - 0.03 * cheek
-    self.cheeks = head.surface(x, y)
-    self.cheek_across = head.surface(x * 1.32, y) - self.cheeks
-    self.cheek_down = head.surface(x, y + 0.095) - self.cheeks
+    self.cheeks = head.patch(x, y, x * 1.32, y + 0.095)
     curves = lips(identity, head.parameters)
     # The fold runs from the wing of the nose around the corner of the mouth, which pushes it.
     corner_x = np.stack((curves.x[:, 0], curves.x[:, -1]), 1)
@@ -138,15 +131,11 @@ class Skin:
     fold = head.surface(fold_x, start_y + (end_y - start_y) * s, 0.01)
     self.folds = stroke(fold, 0.014 * np.sqrt(np.abs(np.sin(np.pi * s))) * head.scale[:, :, None])
     dent = np.stack((curves.x[:, 0] - 0.014, curves.x[:, -1] + 0.014), 1)
-    self.dents = head.surface(dent, corner_y)
-    self.dent_across = head.surface(dent + 0.03, corner_y) - self.dents
-    self.dent_down = head.surface(dent, corner_y + 0.034) - self.dents
+    self.dents = head.patch(dent, corner_y, dent + 0.03, corner_y + 0.034)
     self.smile = np.stack([column(head.parameters, f"corner_{name}") for name in ("left", "right")], 1)
     low = (curves.lower_outer[:, 16:17] + 0.028).astype(np.float32)
     zero = np.zeros_like(low)
-    self.below_lip = head.surface(zero, low)[:, 0]
-    self.below_across = head.surface(zero + 0.1, low)[:, 0] - self.below_lip
-    self.below_down = head.surface(zero, low + 0.035)[:, 0] - self.below_lip
+    self.below_lip = head.patch(zero, low, zero + 0.1, low + 0.035)[:, 0]
 
   def _place_beard(self):
     head, identity = self.head, self.identity
@@ -203,17 +192,13 @@ class Skin:
     eyes.paint_sockets(add, i)
     # Highlights show the form of deep skin, shadows that of fair skin.
     strong, shine = self.identity.nose_bridge, 0.02 + 0.14 * self.identity.skin_tone
-    add(spot(self.bridge[i], self.bridge_across[i], self.bridge_down[i], size), 0.05 + 0.05 * strong + shine)
-    add(spot(self.under[i], self.under_across[i], self.under_down[i], size), -0.16)
-    add(spot(self.below_lip[i], self.below_across[i], self.below_down[i], size), -0.09)
+    add(spot(*self.bridge[i], size), 0.05 + 0.05 * strong + shine)
+    add(spot(*self.under[i], size), -0.16)
+    add(spot(*self.below_lip[i], size), -0.09)
     cheek = float(self.p["cheek"][i])
     for side in range(2):
-      add(
-        spot(self.cheeks[i, side], self.cheek_across[i, side], self.cheek_down[i, side], size),
-        0.05 + 0.09 * cheek + shine,
-      )
-      dent = spot(self.dents[i, side], self.dent_across[i, side], self.dent_down[i, side], size)
-      add(dent, -0.1 - 0.1 * abs(float(self.smile[i, side])))
+      add(spot(*self.cheeks[i, side], size), 0.05 + 0.09 * cheek + shine)
+      add(spot(*self.dents[i, side], size), -0.1 - 0.1 * abs(float(self.smile[i, side])))
     # In the shadows of skin, blue and green fade before red.
     drop = shade - 1
     colour = np.empty((3, *shade.shape), np.float32)
@@ -257,7 +242,7 @@ class Skin:
     cheek, wrinkle, bared = (float(self.p[name][i]) for name in ("cheek", "nose_wrinkle", "upper_lip"))
     rosy = np.array([0.9, 0.4, 0.38], np.float32) * (0.5 + 0.5 * self.skin)
     for side in range(2):
-      glow = spot(self.cheeks[i, side], self.cheek_across[i, side], self.cheek_down[i, side], size).within(head)
+      glow = spot(*self.cheeks[i, side], size).within(head)
       paint(canvas, glow, rosy, 0.1 + 0.35 * identity.blush + 0.1 * cheek)
     if identity.freckles > 0.02:
       paint(canvas, fill(self.freckles[i], size).within(head), self.skin * (0.72, 0.52, 0.4), 0.5 * identity.freckles)
@@ -276,7 +261,7 @@ class Skin:
         paint(canvas, fill(self.profile[i, side], size), dark, min(0.75, 2.2 * sign * lean))
       fold = min(0.8, 0.06 + 0.28 * identity.age + 0.42 * cheek + 0.4 * bared + 0.2 * wrinkle)
       paint(canvas, fill(self.folds[i, side], size), dark, fold)
-    paint(canvas, spot(self.tip[i], self.tip_across[i], self.tip_down[i], size), np.minimum(self.skin * 1.4, 1), 0.3)
+    paint(canvas, spot(*self.tip[i], size), np.minimum(self.skin * 1.4, 1), 0.3)
     paint(canvas, fill(self.wings[i], size), dark, 0.62)
     paint(canvas, fill(self.nostrils[i], size), dark * 0.5, 0.7)
     if wrinkle > 0:
