@@ -66,7 +66,7 @@ class ClipsLayout(VideoLayout):
     return {identity for identity, split in splits.items() if split == "test"}
 
   def ignores(self, path):
-    return path.name == LABELS
+    return path.name == (LABELS if self.labels is None else self.labels.name)
 
   def _labels_path(self, root) -> Path | None:
     return self.labels or (root / LABELS if (root / LABELS).exists() else None)

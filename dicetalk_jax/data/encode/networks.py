@@ -102,12 +102,11 @@ class Encoders:
 
   def _prepare(self, place: tuple[Records, int], reference_every: int) -> "_Prepared":
     records, number = place
-    example = records[number]
-    clip = clip_of(example)
+    clip = clip_of(records[number])
     where = f"{records.file_of(number)}, clip {clip.clip}"
     mel = log_mel(clip.audio, {"num_mel_bins": self._modules["audio_encoder"].num_mel_bins})
     if "vae" not in self._modules:
-      return _Prepared(clip, int(example["emotion"]), mel)
+      return _Prepared(clip, mel)
     downscale = self._modules["vae"].downscale
     if clip.height % downscale or clip.width % downscale:
       raise InputError(
@@ -122,7 +121,7 @@ class Encoders:
       raise InputError(f"{where}: its frames are {frames.shape}, unlike its labels; build the set again")
     reference = np.arange(0, clip.num_frames, reference_every, dtype=np.int32)
     pixels = np.stack([clip_pixels(frames[i]) for i in reference])
-    return _Prepared(clip, int(example["emotion"]), mel, frames, reference, pixels)
+    return _Prepared(clip, mel, frames, reference, pixels)
 
   def _begin(self, prepared: "_Prepared", encoders: dict[str, "Batcher"]) -> "_Encoding":
     encoding = _Encoding(prepared, self.sizes)
@@ -172,7 +171,6 @@ class _Prepared:
   """A clip as input of the networks: log-mel chunks, frames (uint8), numbers of the reference frames, CLIP's pixels."""
 
   clip: Clip
-  emotion: int
   mel: np.ndarray
   frames: np.ndarray | None = None
   reference: np.ndarray | None = None
@@ -210,10 +208,9 @@ class _Encoding:
   def clip(self) -> EncodedClip:
     clip = self._prepared.clip
     example = clip.example()
-    names = ("clip", "source", "split", "identity", "video", "sentence", "expression", "truth")
+    names = ("clip", "source", "split", "identity", "video", "sentence", "expression", "truth", "emotion")
     return EncodedClip(
       **{name: example[name] for name in names},
-      emotion=self._prepared.emotion,
       level=clip.level,
       num_frames=clip.num_frames,
       height=clip.height,
