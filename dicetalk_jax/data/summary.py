@@ -65,8 +65,8 @@ class Summary:
   @property
   def shared_identities(self) -> set[str]:
     """Identities in more than one split; there should be none."""
-    seen = collections.Counter(name for index in self.splits.values() for name in set(index.identity.tolist()))
-    return {name for name, count in seen.items() if count > 1}
+    counts = collections.Counter(name for index in self.splits.values() for name in set(index.identity.tolist()))
+    return {name for name, count in counts.items() if count > 1}
 
   def _emotions(self):
     counts = collections.Counter()
@@ -86,11 +86,11 @@ class Summary:
       for name in index.identity.tolist():
         counts[name] += 1
         split_of[name] = split
-    shown = sorted(counts)[:most]
-    short = {name: name if len(name) <= 48 else f"{name[:45]}..." for name in shown}
+    names = sorted(counts)[:most]
+    short = {name: name if len(name) <= 48 else f"{name[:45]}..." for name in names}
     width = max(map(len, short.values()), default=8) + 2
     rows = [f"{'identity':<{width}}{'split':<8}{'clips':>6}"]
-    rows += [f"{short[name]:<{width}}{split_of[name]:<8}{counts[name]:>6}" for name in shown]
+    rows += [f"{short[name]:<{width}}{split_of[name]:<8}{counts[name]:>6}" for name in names]
     return rows + ([f"… and {len(counts) - most} more"] if len(counts) > most else [])
 
 

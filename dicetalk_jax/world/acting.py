@@ -48,24 +48,24 @@ def act(
   stages = [(0.0, emotion, level)] if isinstance(emotion, str) else _checked(emotion)
   stages = [(start, expression(name, strength, style)) for start, name, strength in stages]
   manner = Manner(*_blend(stages, t, "manner").T)
-  spoken = _spoken(speech, t)
+  voicing = _spoken(speech, t)
   loud = _loudness(speech, n_frames)
 
-  felt = _envelope(stages, t, manner, loud, streams[ENVELOPE])
-  felt += _twitches(stages, t, manner, streams[TWITCH])
-  felt += style.rest
-  _add_micro_motion(felt, t, manner, streams[MICRO])
-  _add_accents(felt, t, manner, speech, streams[ACCENT])
-  felt[:, list(OF_FACE)] = _soft(felt[:, list(OF_FACE)])
+  face = _envelope(stages, t, manner, loud, streams[ENVELOPE])
+  face += _twitches(stages, t, manner, streams[TWITCH])
+  face += style.rest
+  _add_micro_motion(face, t, manner, streams[MICRO])
+  _add_accents(face, t, manner, speech, streams[ACCENT])
+  face[:, list(OF_FACE)] = _soft(face[:, list(OF_FACE)])
   sway = _sway(manner, streams[HEAD])
   eyes = _gaze(style, t, manner, streams[GAZE])
   # The head follows the eyes by a part of the way, with a delay.
   sway[:, _columns(("yaw", "pitch"))] += gaussian_filter1d(0.2 * EYE_RANGE * eyes, 5, axis=0, mode="nearest")
-  felt += sway
+  face += sway
   # While the head sways, the eyes stay on their target (vestibulo-ocular reflex).
-  felt[:, _columns(("gaze_x", "gaze_y"))] += eyes - 0.8 / EYE_RANGE * sway[:, _columns(("yaw", "pitch"))]
-  column(felt, "blink")[:] = _blinks(manner, streams[BLINK])
-  return clipped(_with_speech(felt, lips(speech.segments, n_frames), manner.jaw, spoken))
+  face[:, _columns(("gaze_x", "gaze_y"))] += eyes - 0.8 / EYE_RANGE * sway[:, _columns(("yaw", "pitch"))]
+  column(face, "blink")[:] = _blinks(manner, streams[BLINK])
+  return clipped(_with_speech(face, lips(speech.segments, n_frames), manner.jaw, voicing))
 
 
 def _checked(timeline: Timeline) -> list[tuple[float, str, int]]:
@@ -136,7 +136,7 @@ def _envelope(stages, t, manner, loud, rng) -> np.ndarray:
   """Contribution of the emotion to the parameters (n, P): it rises, follows the voice, and falls at the end."""
   strength = np.exp(0.08 * rng.standard_normal())
   mix = np.exp(0.07 * rng.standard_normal(len(PARAMETERS)))
-  begun, start = rng.uniform(0.25, 0.65), rng.uniform(-0.25, 0.1)
+  initial, start = rng.uniform(0.25, 0.65), rng.uniform(-0.25, 0.1)
   ebb = rng.uniform(0, 0.2)
   breath = 1 + manner.breathing * (loud - 0.5) + 0.05 * _waves(rng, 0.4 * t, 1)[:, 0]
   out = np.zeros((len(t), len(PARAMETERS)))
@@ -144,7 +144,7 @@ def _envelope(stages, t, manner, loud, rng) -> np.ndarray:
     delay = delay + rng.uniform(0, 0.08)
     onset = _smoothstep((t - start - delay) / (1.6 * manner.onset))
     fall = _smoothstep((t - delay - (t[-1] - 0.5)) / 0.5)
-    intensity = strength * breath * (begun + (1 - begun) * onset) * (1 - ebb * fall)
+    intensity = strength * breath * (initial + (1 - initial) * onset) * (1 - ebb * fall)
     which = _columns(part)
     out[:, which] = intensity[:, None] * _blend(stages, t - delay, "target")[:, which]
   return out * mix
@@ -220,19 +220,19 @@ def _blinks(manner, rng) -> np.ndarray:
   return out
 
 
-def _with_speech(felt, lip, jaw_gain, spoken) -> np.ndarray:
-  """The face of the emotion (n, P) with the lips of speech (n, len(LIP_COLUMNS)); spoken (n,) is 0 to 1."""
-  out = felt.copy()
+def _with_speech(face, lip, jaw_gain, voicing) -> np.ndarray:
+  """The face of the emotion (n, P) with the lips of speech (n, len(LIP_COLUMNS)); voicing (n,) is 0 to 1."""
+  out = face.copy()
   speech = {name: lip[:, i] for i, name in enumerate(LIP_COLUMNS)}
   free = 1 - speech["lip_press"]
   for name in ("lip_round", "lip_tuck", "tongue", "lip_press"):
     column(out, name)[:] = speech[name]
   # An emotion presses the lips between words only, and drops the jaw less within words.
-  column(out, "lip_press")[:] += free * (1 - spoken) * np.clip(column(felt, "lip_press"), 0, 1)
-  rest = np.clip(column(felt, "jaw"), 0, 1) * (1 - 0.5 * spoken) * free
+  column(out, "lip_press")[:] += free * (1 - voicing) * np.clip(column(face, "lip_press"), 0, 1)
+  rest = np.clip(column(face, "jaw"), 0, 1) * (1 - 0.5 * voicing) * free
   column(out, "jaw")[:] = rest + (1 - rest) * jaw_gain * speech["jaw"]
   unrounded = 1 - 0.6 * speech["lip_round"]
-  column(out, "lip_width")[:] = speech["lip_width"] + unrounded * column(felt, "lip_width")
+  column(out, "lip_width")[:] = speech["lip_width"] + unrounded * column(face, "lip_width")
   for name in ("corner_left", "corner_right"):
     column(out, name)[:] *= unrounded
   # A raised upper lip would open lips that a phoneme closes or rounds.

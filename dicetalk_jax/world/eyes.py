@@ -81,8 +81,8 @@ class Eyes:
   def _brows(self, head, p, side):
     identity, s = head.identity, _S[None, None]
     inner, outer, tilt = p("brow_inner"), p("brow_outer"), p("brow_tilt")
-    drawn = 0.03 * np.maximum(-inner, 0) + 0.012 * np.maximum(inner, 0)
-    x = side * (identity.eye_spacing - 0.092 - drawn * (1 - s) ** 1.2 + 0.2 * s)
+    narrowed = 0.03 * np.maximum(-inner, 0) + 0.012 * np.maximum(inner, 0)
+    x = side * (identity.eye_spacing - 0.092 - narrowed * (1 - s) ** 1.2 + 0.2 * s)
     y = identity.eye_height - identity.brow_height - identity.brow_arch * 4 * s * (1 - s) + 0.026 * s**3
     y = y - identity.brow_tilt * (2 * s - 1)
     y = y - 0.062 * inner * (1 - s) ** 1.4 - 0.06 * outer * s**0.8 * (1.15 - 0.25 * s) - 0.036 * tilt * side

@@ -18,20 +18,20 @@ def pronounce(text: str) -> list[tuple[str, int]]:
   Punctuation becomes SIL: one for a comma, two for the end of a sentence. Words outside the dictionary follow
   letter-to-sound rules; numbers are read out. Raises InputError for text without words.
   """
-  said, pause = [], 0
+  phonemes, pause = [], 0
   for token in _TOKEN.findall(text):
     words = _words(token)
     if not words:
       pause = max(pause, _PAUSES.get(token, 1))
       continue
-    if said:
-      said += [("SIL", 0)] * pause
+    if phonemes:
+      phonemes += [("SIL", 0)] * pause
     pause = 0
     for word in words:
-      said += word_phonemes(word)
-  if not said:
+      phonemes += word_phonemes(word)
+  if not phonemes:
     raise InputError(f"the text {text[:60]!r} has nothing to say; give at least one word in Latin letters or a number")
-  return said
+  return phonemes
 
 
 def _words(token: str) -> list[str]:

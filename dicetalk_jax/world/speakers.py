@@ -137,10 +137,10 @@ def prosody(emotion: str, level: int = 3, seed: int = 0) -> Prosody:
   weights = np.array(_COMPONENTS[emotion]) * np.exp(0.15 * rng.standard_normal(len(_EFFECTS)))
   values = {}
   for name, own in zip(_FIELDS, habit, strict=True):
-    shown = strength * expressive * sum(w * e.get(name, 0.0) for w, e in zip(weights, _EFFECTS, strict=True))
+    effect = strength * expressive * sum(w * e.get(name, 0.0) for w, e in zip(weights, _EFFECTS, strict=True))
     # A neutral manner differs little between people.
     own = own * _PERSONAL[name] * (0.5 if emotion == "neutral" else strength)
-    values[name] = float(np.exp(shown + own)) if name in _FACTORS else float(shown + own)
+    values[name] = float(np.exp(effect + own)) if name in _FACTORS else float(effect + own)
   for name in ("tremor", "attack"):
     values[name] = max(0.0, values[name])
   return Prosody(**values)

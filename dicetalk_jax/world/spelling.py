@@ -55,8 +55,8 @@ def by_rule(word: str) -> Pronunciation:
     return _letter_by_letter(word)
   sounds, at = [], 0
   while at < len(word):
-    said, at = _next_sounds(word, at)
-    sounds += said
+    more, at = _next_sounds(word, at)
+    sounds += more
   vowels = [i for i, name in enumerate(sounds) if PHONEMES[INDEX[name]].is_vowel]
   if not vowels:
     return _letter_by_letter(word)

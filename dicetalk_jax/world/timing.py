@@ -53,10 +53,10 @@ def _trimmed(phonemes: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
   for name, _ in phonemes:
     if name not in INDEX:
       raise InputError(f"the phoneme {name!r} is not known; give one of {', '.join(INDEX)}")
-  spoken = [i for i, (name, _) in enumerate(phonemes) if name != "SIL"]
-  if not spoken:
+  voiced = [i for i, (name, _) in enumerate(phonemes) if name != "SIL"]
+  if not voiced:
     raise InputError("there is nothing to say; give at least one phoneme that is not SIL")
-  return list(phonemes)[spoken[0] : spoken[-1] + 1]
+  return list(phonemes)[voiced[0] : voiced[-1] + 1]
 
 
 def _with_nuclei(phonemes: list[tuple[str, int]]) -> list[int]:
@@ -114,11 +114,11 @@ def _is_final(sounds: list) -> list[bool]:
 
 def phrases(segments: Sequence[Segment]) -> list[list[Segment]]:
   """The runs of segments between silences."""
-  found, run = [], []
+  groups, run = [], []
   for segment in segments:
     if segment.phoneme != "SIL":
       run.append(segment)
     elif run:
-      found.append(run)
+      groups.append(run)
       run = []
-  return [*found, run] if run else found
+  return [*groups, run] if run else groups

@@ -72,8 +72,8 @@ def speak(
   n = round(duration * SAMPLE_RATE)
   hertz = melody.pitch(segments, voice, prosody, take.pitch, asks, rng)
   sound, voiced = synthesis.synthesise(segments, n, hertz, voice, prosody, rng)
-  wanted = 10 ** ((LOUDNESS + voice.loudness + prosody.energy + take.energy) / 20)
-  audio = _limited(sound * (wanted / synthesis.speaking_rms(sound, segments)))
+  level = 10 ** ((LOUDNESS + voice.loudness + prosody.energy + take.energy) / 20)
+  audio = _limited(sound * (level / synthesis.speaking_rms(sound, segments)))
   return Speech(audio.astype(np.float32), segments, np.where(voiced, hertz, 0).astype(np.float32), duration)
 
 

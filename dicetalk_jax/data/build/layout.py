@@ -64,13 +64,13 @@ class VideoLayout:
 
   def test_identities(self, sources: Sequence[Source]) -> set[str]:
     members = self.members(sources)
-    total, wanted = sum(members.values()), self.held_out
-    if wanted is None:
+    total, size = sum(members.values()), self.held_out
+    if size is None:
       number, of = self.published
-      wanted = number if total >= of else number / of
-    if wanted < 0 or (wanted >= 1 and wanted != int(wanted)):
-      raise InputError(f"held_out is {wanted:g}; give a whole number, or a share below 1 such as 0.1")
-    return hold_out(members, max(1, round(wanted * total)) if 0 < wanted < 1 else int(wanted))
+      size = number if total >= of else number / of
+    if size < 0 or (size >= 1 and size != int(size)):
+      raise InputError(f"held_out is {size:g}; give a whole number, or a share below 1 such as 0.1")
+    return hold_out(members, max(1, round(size * total)) if 0 < size < 1 else int(size))
 
   def listing(self, root: Path) -> Listing:
     """The jobs of the videos in `root`.
@@ -135,14 +135,14 @@ def sound_of(video: Path) -> Path | None:
 
 def walk(root: Path) -> Iterator[Path]:
   """Every file in order, linked folders included, hidden files and folders left out."""
-  seen = set()
+  visited = set()
   for folder, inside, files in os.walk(root, followlinks=True):
     # A link to a folder above would be walked forever.
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in visited:
       inside.clear()
       continue
-    seen.add(real)
+    visited.add(real)
     inside[:] = sorted(name for name in inside if not name.startswith("."))
     yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 

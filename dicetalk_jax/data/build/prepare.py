@@ -76,7 +76,7 @@ def prepare(
     except InputError as error:
       yield Rejected(source.clip, str(error))
       return
-    heard = begin - (view.shown.begin if source.audio else sound.begin)
+    offset = begin - (view.times.begin if source.audio else sound.begin)
     shown = _shown(source, view, begin, max(part.first + part.count for part in parts))
     position = 0
     for index, part in enumerate(parts):
@@ -102,7 +102,7 @@ def prepare(
         width=config.size,
         face_box=part.face_box,
         crop=part.crop,
-        audio=sound.between(heard + part.first / FPS, part.count * SAMPLES_PER_FRAME),
+        audio=sound.between(offset + part.first / FPS, part.count * SAMPLES_PER_FRAME),
         emotion=source.emotion,
         level=source.level,
         expression=part.expression,
@@ -178,16 +178,16 @@ class _View:
 
   width: int
   height: int
-  shown: PictureTimes
+  times: PictureTimes
   looks: list[Look]
   cuts: list[float]
 
 
 def _look(source: Source, detector: FaceDetector) -> _View:
-  shown, looks, cuts, due, picture = PictureTimes(source.path), [], Cuts(), 0.0, None
+  times, looks, cuts, due, picture = PictureTimes(source.path), [], Cuts(), 0.0, None
   for picture in stream_pictures(source.path):
     due = due if looks else picture.time
-    shown.add(picture)
+    times.add(picture)
     cuts.add(picture, looks[-1].faces if looks else [])
     if picture.time >= due - STAMP_TOLERANCE:
       looks.append(Look(picture.time, detect(picture, detector)))
@@ -196,7 +196,7 @@ def _look(source: Source, detector: FaceDetector) -> _View:
     raise InputError(f"video {source.path} is damaged: no picture in it can be decoded")
   if looks[-1].time < picture.time:
     looks.append(Look(picture.time, detect(picture, detector)))
-  return _View(picture.width, picture.height, shown, looks, cuts.times())
+  return _View(picture.width, picture.height, times, looks, cuts.times())
 
 
 @dataclasses.dataclass
@@ -214,15 +214,15 @@ class _Part:
 
 def _plan(source: Source, config: PrepareConfig, view: _View, sound: _Sound) -> tuple[float, list[_Part]]:
   """The start of frame 0 on the clock of the pictures, and all clips."""
-  heard = view.shown.begin if source.audio else sound.begin
-  begin, total = view.shown.with_sound(heard, sound.samples)
+  sound_begin = view.times.begin if source.audio else sound.begin
+  begin, total = view.times.with_sound(sound_begin, sound.samples)
   if total < config.shortest * FPS:
     raise InputError(
       f"picture and sound last {max(0, total) / FPS:g} s together; at least {config.shortest:g} s are needed"
     )
   expression = None
   if source.expression is not None:
-    expression = view.shown.expression(source.expression, begin + np.arange(total) / FPS)
+    expression = view.times.expression(source.expression, begin + np.arange(total) / FPS)
   number = math.ceil(total / math.floor(config.longest * FPS))
   bounds = [total * i // number for i in range(number + 1)]
   parts = []
@@ -255,7 +255,7 @@ def _best_part(clip: str, view: _View, config: PrepareConfig, begin: float, firs
   if not part.count:
     part.rejected = [max(pieces, key=lambda span: span.end - span.begin).reason]
     return part
-  origin = view.shown.begin
+  origin = view.times.begin
   part.rejected = [
     f"left out from {span.begin - origin:.2f} s to {span.end - origin:.2f} s: {span.reason}"
     for span in pieces
@@ -290,7 +290,7 @@ def _shown(source: Source, view: _View, begin: float, total: int) -> Iterator[Pi
       yield last
       k += 1
     last = picture
-  if last is None or last.time != view.shown.times[-1]:
+  if last is None or last.time != view.times.times[-1]:
     raise InputError(f"video {source.path} gives other pictures when it is read again; is it being written to?")
   for _ in range(k, total):
     yield last

@@ -242,16 +242,16 @@ def _check_plan(folder, name, jobs, settings, defaults):
     write_json(plan, path, indent=None)
     return
   try:
-    begun = json.loads(path.read_text())
-    settings_then = begun["settings"]
+    earlier = json.loads(path.read_text())
+    earlier_settings = earlier["settings"]
   except (ValueError, KeyError):
     raise InputError(f"{path} is damaged; delete {folder} and build it again") from None
-  if begun.get("name") != name:
-    text = f"the set {begun.get('name')}, and this is {name}"
-  elif not (text := difference(settings_then, plan["settings"], defaults)):
-    if begun.get("listed") == listed:
+  if earlier.get("name") != name:
+    text = f"the set {earlier.get('name')}, and this is {name}"
+  elif not (text := difference(earlier_settings, plan["settings"], defaults)):
+    if earlier.get("listed") == listed:
       return
-    text = f"{begun.get('files')} files, and there are {len(jobs)} now, or their names, splits or labels have changed"
+    text = f"{earlier.get('files')} files, and there are {len(jobs)} now, or their names, splits or labels have changed"
   raise InputError(f"{folder} was started with {text}; run the command as before, or give a new folder")
 
 

@@ -119,14 +119,14 @@ class SyntheticLayout:
   def _scenes(self, person, split) -> Iterator[Scene]:
     from dicetalk_jax.world.sentences import sentences
 
-    spoken = sentences(split)
+    texts = sentences(split)
     for emotion, level in self._pairs(person):
       choice = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level])
-      chosen = choice.permutation(len(spoken))
+      chosen = choice.permutation(len(texts))
       for take in range(self.takes):
         clip = f"p{person:07d}/{emotion}/level_{level}/{take:03d}"
         voice = (emotion, level) if self.voices == "own" else self._voice(person, emotion, level, take)
-        yield Scene(clip, person, emotion, level, spoken[chosen[take % len(spoken)]], take, voice)
+        yield Scene(clip, person, emotion, level, texts[chosen[take % len(texts)]], take, voice)
 
   def _voice(self, person, emotion, level, take) -> tuple[str, int]:
     rng = np.random.default_rng([self.seed, person, EMOTIONS.index(emotion), level, take, _VOICES])
@@ -161,8 +161,8 @@ def _draw(size, labelled, longest, scene: Scene) -> Iterator[Clip]:
   from dicetalk_jax.world.renderer import render
 
   clip = perform(scene.person, scene.emotion, scene.level, scene.sentence, scene.take, size, scene.voice)
-  shown = _shown(scene, len(clip.parameters), longest)
-  frames, count = encode_frames(render(clip.identity, clip.parameters[shown], size), _CRF)
+  span = _shown(scene, len(clip.parameters), longest)
+  frames, count = encode_frames(render(clip.identity, clip.parameters[span], size), _CRF)
   yield Clip(
     clip=scene.clip,
     source=SyntheticLayout.name,
@@ -173,11 +173,11 @@ def _draw(size, labelled, longest, scene: Scene) -> Iterator[Clip]:
     height=size,
     width=size,
     face_box=clip.face_box,
-    audio=clip.audio[SAMPLES_PER_FRAME * shown.start : SAMPLES_PER_FRAME * shown.stop],
+    audio=clip.audio[SAMPLES_PER_FRAME * span.start : SAMPLES_PER_FRAME * span.stop],
     emotion=scene.emotion if labelled else None,
     level=scene.level if labelled else 0,
-    expression=clip.expression[shown],
-    truth=clip.truth[shown],
+    expression=clip.expression[span],
+    truth=clip.truth[span],
     sentence=scene.sentence,
   )
 

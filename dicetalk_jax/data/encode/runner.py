@@ -224,17 +224,17 @@ def _fingerprint(data: Path) -> str:
 
 def _bind(target: Path, config: dict) -> None:
   """Starts a target, or refuses one that was started with other data, weights or options."""
-  begun = encoding_config(target)
-  if begun is None:
+  old = encoding_config(target)
+  if old is None:
     if others := sorted(path.name for path in target.iterdir() if path.name not in (".lock", _SHARDS)):
       raise InputError(f"{target} is not empty (it holds {', '.join(others[:3])}); give a new folder")
     write_json(config, target / CONFIG)
     return
   differences = [
-    (begun["data"]["fingerprint"], config["data"]["fingerprint"], f"other clips, those of {begun['data']['folder']}"),
-    *((begun[name], config[name], f"{name} {begun[name]}, not {config[name]}") for name in ("what", "reference_every")),
-    *((begun["networks"].get(name), new, f"other weights of the {name}") for name, new in config["networks"].items()),
-    (begun["dtype"], config["dtype"], f"dtype {begun['dtype']}, not {config['dtype']}"),
+    (old["data"]["fingerprint"], config["data"]["fingerprint"], f"other clips, those of {old['data']['folder']}"),
+    *((old[name], config[name], f"{name} {old[name]}, not {config[name]}") for name in ("what", "reference_every")),
+    *((old["networks"].get(name), new, f"other weights of the {name}") for name, new in config["networks"].items()),
+    (old["dtype"], config["dtype"], f"dtype {old['dtype']}, not {config['dtype']}"),
   ]
   for old, new, text in differences:
     if old != new:
