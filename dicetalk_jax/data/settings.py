@@ -13,11 +13,12 @@ def as_json(config) -> dict:
 def difference(saved, present, defaults=None) -> str | None:
   """The first value that differs, as "name saved, this has present"; None when all are equal.
 
-  defaults: values of names that `saved` lacks, because they were introduced later.
+  defaults: values of names that `saved` lacks, because they were introduced later. Names that only `saved` has are
+  settings that no longer exist, and are ignored.
   """
   defaults = defaults or {}
-  for name in {**saved, **present}:
-    old, new = saved.get(name, defaults.get(name)), present.get(name)
+  for name, new in present.items():
+    old = saved.get(name, defaults.get(name))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
       inner = defaults.get(name)
       if text := difference(old, new, inner if isinstance(inner, Mapping) else None):

@@ -275,7 +275,7 @@ def _report(folder, shards, rejected) -> Report:
     seconds[split] = seconds.get(split, 0.0) + float(index.num_frames.sum()) / FPS
     left_out += [Rejected(*fields) for fields in facts["rejected"]]
   left_out += rejected
-  with (folder / REPORT).open("w", newline="", encoding="utf-8") as file:
+  with new_file(folder / REPORT) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(["clip", "reason"])
     writer.writerows([rejected.clip, rejected.reason] for rejected in left_out)

@@ -309,6 +309,8 @@ def test_a_nested_setting_may_be_missing_too():
   begun = json.loads(json.dumps(now))
   del begun["prepare"]["shortest"]
   assert difference(begun, now, defaults) is None
+  begun["prepare"]["crf"] = 12.0  # a setting of an older version
+  assert difference(begun, now, defaults) is None
   del begun["prepare"]
   assert difference(begun, now, defaults) == "size 512, and this has 256"
   assert difference(begun, defaults, defaults) is None
