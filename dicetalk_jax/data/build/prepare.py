@@ -267,10 +267,12 @@ def _best_part(clip: str, view: _View, config: PrepareConfig, begin: float, firs
 def _frame_face(
   view: _View, config: PrepareConfig, span: Span, starts: bool, ends: bool
 ) -> tuple[tuple[int, int, int], Box]:
-  """The crop for a span, and the face's box in it. starts, ends: whether the scene does so there."""
-  # The looks before and after tell how the face moves up to the ends.
-  reach = DETECT_EVERY / FPS + 2 * STAMP_TOLERANCE
-  looks = looks_in(view.looks, span.begin - reach * (not starts), span.end + reach * (not ends))
+  """The crop for a span, and the face's box in it. starts, ends: whether the face appears and disappears there."""
+  # The looks before and after, up to the next cut, tell how the face moves at the ends.
+  reach, edge = DETECT_EVERY / FPS + 2 * STAMP_TOLERANCE, STAMP_TOLERANCE
+  first = max([span.begin - reach * (not starts), *(cut for cut in view.cuts if cut <= span.begin + edge)])
+  last = min([span.end + reach * (not ends), *(cut for cut in view.cuts if cut >= span.end - edge)])
+  looks = looks_in(view.looks, first, last)
   face = track([look.faces for look in looks])
   width, height = face.size
   if min(width, height) < config.smallest_face:
