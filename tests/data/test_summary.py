@@ -117,6 +117,6 @@ def test_a_split_that_is_not_there(folder, tmp_path, capsys):
   assert main(["data", "inspect", str(folder), "--sheet", str(tmp_path / "a.png"), "--split", "dev"]) == 1
   assert "no split 'dev'; it has" in capsys.readouterr().err
   assert main(["data", "inspect", str(folder), "--sheet", str(tmp_path / "a.unknown")]) == 1
-  assert "give the name of a .png" in capsys.readouterr().err
+  assert "give a name that ends in .png" in capsys.readouterr().err
   with pytest.raises(InputError, match="no split"):
     contact_sheet(folder, "validation")

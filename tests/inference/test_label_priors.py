@@ -120,7 +120,7 @@ def test_what_cannot_be_done_is_told(weights, data, tmp_path, tmp_path_factory):
     label_priors(weights, [two])
   assert list(label_priors(weights, [two], partial=True).labels) == ["angry", "happy"]
   unlabelled = relabelled(tmp_path / "none", data, emotion=lambda clip: -1)
-  with pytest.raises(InputError, match=r"none has no clip in 'train' whose emotion is known"):
+  with pytest.raises(InputError, match=r"none has no clip of known emotion in 'train'"):
     label_priors(weights, [data, unlabelled])
   with pytest.raises(InputError, match=r"all was encoded with a Whisper of width 8, and the embedder of .* takes 384"):
     label_priors(embedding_weights(tmp_path_factory), [data])

@@ -251,7 +251,7 @@ def _check_plan(folder, name, jobs, settings, defaults):
   elif not (text := difference(earlier_settings, plan["settings"], defaults)):
     if earlier.get("listed") == listed:
       return
-    text = f"{earlier.get('files')} files, and there are {len(jobs)} now, or their names, splits or labels have changed"
+    text = f"{earlier.get('files')} files, and there are {len(jobs)} now, or they have other names, splits or labels"
   raise InputError(f"{folder} was started with {text}; run the command as before, or give a new folder")
 
 

@@ -144,7 +144,7 @@ def test_loose_clips_with_an_unreadable_one_in_the_middle(drawn, tmp_path, capsy
   capsys.readouterr()
   # Other options would make other records: they want a folder of their own.
   assert run("data", "build", "clips", "--root", tmp_path / "mine", "--out", target, "--size", 64) == 1
-  assert "begun with" in capsys.readouterr().err
+  assert "was started with" in capsys.readouterr().err
 
 
 def test_real_mead_clips(examples, tmp_path):
@@ -227,13 +227,13 @@ def test_an_unlabelled_world_stands_for_regular_videos(tmp_path):
 
 def test_a_target_inside_the_root_is_refused(tmp_path, capsys):
   assert run("data", "build", "clips", "--root", tmp_path, "--out", tmp_path / "set") == 1
-  assert "would lie inside" in capsys.readouterr().err
+  assert "is inside the folder of videos" in capsys.readouterr().err
   assert not (tmp_path / "set").exists()
 
 
 def test_a_root_in_the_home_of_nobody(tmp_path, capsys):
   assert run("data", "build", "clips", "--root", "~nobody_of_that_name/videos", "--out", tmp_path / "set") == 1
-  assert "names the home of a user who does not exist" in capsys.readouterr().err
+  assert "in the home folder of a user who does not exist" in capsys.readouterr().err
 
 
 def test_changed_labels_want_another_folder(drawn, tmp_path, capsys):
