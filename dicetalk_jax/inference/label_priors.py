@@ -171,7 +171,7 @@ class _Labelled:
       if width != wanted and embedder.takes("audio"):
         raise InputError(
           f"{self.records.folder} was encoded with a Whisper of width {width}, and the embedder of "
-          f"{embedder.weights.folder} needs {wanted}; encode the set with weights of that Whisper."
+          f"{embedder.weights.folder} takes {wanted}; encode the set with weights of that Whisper."
         )
       yield embedder.taken(Sequences.of(clip)), (EMOTIONS[clip.emotion], clip.identity)
 
