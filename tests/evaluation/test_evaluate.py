@@ -31,8 +31,10 @@ def untrained(size=64, seed=0):
 
 def test_an_evaluation_goes_on_and_tells_what_it_was(tmp_path, capsys):
   weights = random_weights(tmp_path / "weights").folder
-  untrained().save(tmp_path / "measuring.safetensors")
-  line = ["evaluate", "--out", str(tmp_path / "out"), "--weights", str(weights), "--measuring", str(tmp_path)]
+  (tmp_path / "network").mkdir()
+  untrained().save(tmp_path / "network" / "measuring.safetensors")
+  line = ["evaluate", "--out", str(tmp_path / "out"), "--weights", str(weights)]
+  line += ["--measuring", str(tmp_path / "network")]
   line += ["--clips", str(CLIPS), "--people", "3", "--seconds", str(SECONDS), "--size", "64"]
   line += ["--steps", "1", "--decode-chunk", "3"]
   assert main(line) == 0
@@ -53,7 +55,7 @@ def test_an_evaluation_goes_on_and_tells_what_it_was(tmp_path, capsys):
   assert main([*line, "--seed", "1"]) == 1
   assert "holds an evaluation with" in capsys.readouterr().err
   # What another network has measured is not taken for this one's.
-  untrained(seed=1).save(tmp_path / "measuring.safetensors")
+  untrained(seed=1).save(tmp_path / "network" / "measuring.safetensors")
   assert main(line) == 1
   assert "holds an evaluation with measuring network" in capsys.readouterr().err.replace("\n", " ")
 
