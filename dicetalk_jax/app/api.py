@@ -1,4 +1,4 @@
-"""The page's functions for programs: endpoints that `gradio_client`, or anything that speaks HTTP, calls."""
+"""Endpoints for programs, called by `gradio_client` or over HTTP."""
 
 import dataclasses
 import secrets
@@ -19,7 +19,7 @@ _LOOK = 1.0
 
 
 def add_endpoints(handlers: Handlers):
-  """Adds /generate, /faces and /emotions to the Blocks at hand."""
+  """Adds /generate, /faces and /emotions to the current Blocks."""
 
   def generate(
     image: Any,
@@ -36,10 +36,10 @@ def add_endpoints(handlers: Handlers):
     interpolate: bool = True,
     seed: int = 0,
   ) -> tuple[Any, str]:
-    """A video of a portrait that speaks with an emotion, and the `dicetalk generate` line that makes the same one.
+    """Makes a video; returns it and the `dicetalk generate` command line for the same video.
 
-    image, audio: files. emotion: text as of `dicetalk generate --emotion`, or a file whose emotion to take. face_box:
-    [x, y, width, height] in pixels of the portrait; without it the largest face found. The rest is as there.
+    image, audio: files. emotion: text as for `dicetalk generate --emotion`, or a clip file. face_box: [x, y, width,
+    height] in pixels of the portrait; by default the largest face. Other parameters: as for `dicetalk generate`.
     """
     try:
       config = dataclasses.replace(
@@ -70,7 +70,7 @@ def add_endpoints(handlers: Handlers):
       raise gr.Error(str(error), print_exception=False) from error
 
   def labels() -> list[str]:
-    """The labels that an emotion may have."""
+    """The labels of emotions."""
     return handlers.labels
 
   gr.api(generate, api_name="generate", concurrency_limit=None)

@@ -1,4 +1,4 @@
-"""What this page has beyond Gradio's components: two editors of its own, and files that come unread."""
+"""Components beyond Gradio's: the editors of face box and timeline, and uploads that Gradio does not decode."""
 
 import pathlib
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ def asset(name: str) -> str:
 
 
 def upload(payload: Mapping | None) -> Upload | None:
-  """The file that an image, a sound or a file field holds, from what the browser sent of it.
+  """The upload in an image, audio or file field, from the browser's payload.
 
-  Handlers take events with `preprocess=False`, so that Gradio does not decode files: that is left to readers that say
-  what is wrong. Gradio has still checked that the path is one of its uploads.
+  Events have `preprocess=False`, so that this package's readers decode files and report errors. Gradio still checks
+  that the path is one of its uploads.
   """
   if not isinstance(payload, Mapping) or not payload.get("path"):
     return None
@@ -28,14 +28,14 @@ def upload(payload: Mapping | None) -> Upload | None:
 
 
 def face_editor(**options) -> gr.HTML:
-  """The portrait with the face's box to move, resize, draw or pick; triggers `edited`."""
+  """The portrait with an editable face box; triggers `edited`."""
   return gr.HTML(
     value={}, html_template=asset("face_box.html"), js_on_load=asset("face_box.js"), elem_id="face", **options
   )
 
 
 def emotion_plot(value, **options) -> gr.HTML:
-  """The emotion over the speech's waveform, editable where it is a timeline; triggers `edited`."""
+  """The emotion over the waveform of the speech; a timeline is editable and triggers `edited`."""
   return gr.HTML(
     value=value, html_template=asset("timeline.html"), js_on_load=asset("timeline.js"), elem_id="plot", **options
   )

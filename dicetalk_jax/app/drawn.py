@@ -1,4 +1,4 @@
-"""A drawn person and a drawn sentence, as files of the kind that visitors give."""
+"""Drawn persons and synthesised sentences, as files like those that visitors upload."""
 
 import pathlib
 import re
@@ -24,7 +24,7 @@ _REST = np.zeros((1, len(PARAMETERS)), np.float32)
 
 
 def draw_portrait(seed: int, folder: pathlib.Path) -> pathlib.Path:
-  """Writes person_<seed>.png; returns its path. InputError for no such seed."""
+  """Writes person_<seed>.png; returns its path. InputError for an invalid seed."""
   seed = _checked(seed)
   path = folder / f"person_{seed}.png"
   Image.fromarray(render(draw_identity(seed), _REST, PICTURE_SIDE)[0]).save(path)
@@ -32,7 +32,7 @@ def draw_portrait(seed: int, folder: pathlib.Path) -> pathlib.Path:
 
 
 def known_face(upload: Upload) -> tuple[int, int, int, int] | None:
-  """Where the face is (x, y, w, h) in a picture that `draw_portrait` made; None for any other."""
+  """The face box (x, y, w, h) of a picture by `draw_portrait`; None for any other picture."""
   named = re.fullmatch(r"person_(\d{1,10})\.png", upload.name)
   if not named or int(named[1]) > _LARGEST_SEED:
     return None
@@ -45,7 +45,7 @@ def known_face(upload: Upload) -> tuple[int, int, int, int] | None:
 
 
 def draw_speech(text: str, seed: int, folder: pathlib.Path) -> pathlib.Path:
-  """Writes voice_<seed>.wav, 16 kHz, of the person of that seed saying `text`; InputError for nothing to say."""
+  """Writes voice_<seed>.wav, 16 kHz, of the person of that seed saying `text`; InputError for an empty text."""
   text = (text or "").strip()
   if len(text) > _LONGEST_TEXT:
     raise InputError(f"the sentence has {len(text)} letters; give up to {_LONGEST_TEXT}")

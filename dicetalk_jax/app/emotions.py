@@ -1,4 +1,4 @@
-"""What the page's controls of emotion say, in the grammar that `dicetalk generate --emotion` reads."""
+"""The page's emotion controls -> text in the grammar of `dicetalk generate --emotion`."""
 
 import dataclasses
 import itertools
@@ -49,13 +49,13 @@ class Choice:
 
 
 def of_label(label: str | None, strength: float | None = 1.0) -> Choice:
-  """A label with a strength from 0 to 2."""
+  """A label with a strength in [0, 2]."""
   strength = _number(strength, "strength")
   return Choice(_term(label, strength), (Keyframe(0.0, {label: strength}),))
 
 
 def of_mix(weights: Mapping[str, float]) -> Choice:
-  """Labels with weights, of which those of 0 are left out; InputError where none is left or their sum passes 2."""
+  """Labels with weights, without those of weight 0; InputError where none remains or the sum exceeds 2."""
   weights = {label: _number(weight, label) for label, weight in weights.items()}
   weights = {label: weight for label, weight in weights.items() if weight > 0}
   if not weights:
@@ -67,38 +67,38 @@ def of_mix(weights: Mapping[str, float]) -> Choice:
 
 
 def of_timeline(keyframes: Sequence[Mapping]) -> Choice:
-  """Keyframes {time, label, strength} in any order; InputError where there is none or two share a time."""
+  """Keyframes {time, label, strength} in any order; InputError for none and for two at one time."""
   if not keyframes:
     raise InputError("the timeline is empty: add an emotion to it")
   if len(keyframes) > _MOST_KEYFRAMES:
     raise InputError(f"the timeline has {len(keyframes)} emotions; it may have {_MOST_KEYFRAMES}")
-  found = []
+  entries = []
   for keyframe in keyframes:
     if not isinstance(keyframe, Mapping):
       raise InputError("the timeline cannot be read; set it again")
     time, strength = _number(keyframe.get("time"), "time"), _number(keyframe.get("strength", 1), "strength")
     if time < 0:
       raise InputError(f"the timeline begins at 0 s; {time:g} s is before it")
-    found.append((round(time, 3), keyframe.get("label"), strength))
-  found.sort(key=lambda keyframe: keyframe[0])
-  for (before, *_), (after, *_) in itertools.pairwise(found):
+    entries.append((round(time, 3), keyframe.get("label"), strength))
+  entries.sort(key=lambda keyframe: keyframe[0])
+  for (before, *_), (after, *_) in itertools.pairwise(entries):
     if after <= before:
       raise InputError(f"two emotions are at {before:g} s; move one of them")
-  text = ", ".join(f"{time:g}s {_term(label, strength)}" for time, label, strength in found)
-  return Choice(text, tuple(Keyframe(time, {label: strength}) for time, label, strength in found))
+  text = ", ".join(f"{time:g}s {_term(label, strength)}" for time, label, strength in entries)
+  return Choice(text, tuple(Keyframe(time, {label: strength}) for time, label, strength in entries))
 
 
 def of_clip(clip: Upload | None) -> Choice:
-  """The emotion of a clip; InputError where none was given."""
+  """The emotion of a clip; InputError without a clip."""
   if clip is None:
-    raise InputError("give a clip whose emotion to take, or choose a label")
+    raise InputError("give a clip, or choose a label")
   return Choice(clip.name, (), clip)
 
 
 def check_words(text: str):
-  """Raises InputError for a text that names files: those would be the server's."""
+  """Raises InputError for a text that names files, which would be the server's."""
   if re.search(r"[/\\~]|\.\s*[A-Za-z_]", text):
-    raise InputError(f"the emotion {text!r} names a file; here a text names labels, and a clip is given as a file")
+    raise InputError(f"the emotion {text!r} names a file; use labels here, and upload a clip as a file")
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:

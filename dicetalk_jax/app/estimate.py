@@ -1,4 +1,4 @@
-"""How long a generation will take on this device: operations counted, the device's rate measured."""
+"""Expected duration of a generation: its operations are counted, the device's speed is measured."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ from dicetalk_jax.parallel.flops import count_flops, peak_flops
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 from dicetalk_jax.weights.networks import build, network_shapes
 
-# Of the rate of a large matrix product, before anything has been measured.
+# Share of the speed of a large matrix product, assumed before the first measurement.
 _REACHED = 0.4
 
 
 class Estimator:
-  """Expected seconds of generations, better with each one that has been made. Safe to share between threads."""
+  """Expected seconds of generations, corrected by each finished one. Thread-safe."""
 
   def __init__(self, talker: DiceTalk):
     self._talker = talker
@@ -33,11 +33,11 @@ class Estimator:
 
   @property
   def measured(self) -> bool:
-    """Whether a generation has told the device's rate."""
+    """Whether a generation has measured the device's speed."""
     return self._measured
 
   def seconds(self, config: GenerationConfig, video_size: tuple[int, int], seconds: float) -> float:
-    """Of a video of (width, height) and so many seconds, without compiling."""
+    """Expected seconds for a video of (width, height) and `seconds`, without compiling."""
     with self._lock:
       if self._rate is None:
         self._rate = _REACHED * peak_flops(self._talker.dtype)
@@ -45,7 +45,7 @@ class Estimator:
     return self._flops(config, video_size, seconds) / rate
 
   def learn(self, request: Request, step_seconds: float, groups: int):
-    """Takes in how long each of `groups` groups of windows took."""
+    """Records that each of `groups` groups of windows took `step_seconds`."""
     config = request.config
     flops = self._group_flops(_shape(config, request.video_size)) * max(config.windows_at_once, 1)
     if step_seconds > 0 and groups > 0:
@@ -72,7 +72,7 @@ def _shape(config, video_size):
 
 @functools.lru_cache(maxsize=64)
 def _group_flops(config: str, downscale: int, width: int, height: int, window: int, branches: int) -> float:
-  """Of one guided step of one window."""
+  """Operations of one guided step of one window."""
   config = json.loads(config)
   unet, params = build("unet", config), network_shapes("unet", config)
   inputs = unet.example_inputs(frames=window)
@@ -84,7 +84,7 @@ def _group_flops(config: str, downscale: int, width: int, height: int, window: i
 
 @functools.lru_cache(maxsize=64)
 def _decoding_flops(config: str, width: int, height: int) -> float:
-  """Of one frame."""
+  """Operations of decoding one frame."""
   config = json.loads(config)
   vae, params = build("vae", config), network_shapes("vae", config)
   latents = jax.ShapeDtypeStruct(

@@ -1,4 +1,4 @@
-"""The queue of generations: one at a time on the device, watched and cancelled from any number of pages."""
+"""The queue of generations: the device makes one at a time; any number of pages watch and cancel them."""
 
 import collections
 import dataclasses
@@ -14,13 +14,12 @@ from collections.abc import Callable
 import numpy as np
 
 from dicetalk_jax.app.estimate import Estimator
-from dicetalk_jax.app.inputs import jpeg_url, said
+from dicetalk_jax.app.inputs import thumbnail, with_own_name
 from dicetalk_jax.app.requests import Request
 from dicetalk_jax.app.results import Result, Results
 from dicetalk_jax.app.uploads import Uploads
 from dicetalk_jax.errors import DiceTalkError, InputError, out_of_memory
 from dicetalk_jax.inference.pipeline import DiceTalk
-from dicetalk_jax.media.image import resize
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
 _REMEMBERED = 200
@@ -28,11 +27,11 @@ _FRAME_SIDE = 320
 
 
 class Cancelled(Exception):
-  """The visitor does not want the video any more."""
+  """The visitor has cancelled the generation."""
 
 
 class Generation:
-  """One video on its way: `state`, the stage with what is done of its total, the newest frame, its end."""
+  """One video in the queue: its state, its stage with how much of it is done, its newest frame, its result."""
 
   def __init__(self, visitor: str, request: Request):
     self.id = secrets.token_hex(16)
@@ -51,12 +50,12 @@ class Generation:
     return self.state in (DONE, FAILED, CANCELLED)
 
   def seconds_left(self, now: float) -> float | None:
-    """Of this stage, by how fast it went so far; None before that is known."""
+    """Remaining seconds of this stage at its speed so far; None while that is not known."""
     if self.state != RUNNING or not self.done or not self.total:
       return None
     begun, done = self.stage_begun, self.done
     if self.stage == "denoising":
-      # The first step compiles, which says nothing about the others.
+      # The first step includes compiling.
       if self.first_step_ended is None or done < 2:
         return None
       begun, done = self.first_step_ended, done - 1
@@ -64,7 +63,7 @@ class Generation:
 
 
 class Generations:
-  """A worker that makes videos in the order asked. What fails or is cancelled makes room for the next."""
+  """Makes videos one after another in a thread, in the order of their requests."""
 
   def __init__(
     self,
@@ -86,12 +85,12 @@ class Generations:
     self._thread.start()
 
   def submit(self, visitor: str, request: Request) -> Generation:
-    """Puts a request at the end of the queue; InputError where too many wait already."""
+    """Appends a request to the queue; InputError where the queue is full."""
     with self._changed:
       if len(self._waiting) >= self._max_waiting:
         raise InputError(f"{len(self._waiting)} videos are waiting already (--max-waiting); try again in a while")
       generation = Generation(visitor, request)
-      # Held from before the page lets go of them.
+      # Before the page releases them.
       self._uploads.hold(("generation", generation.id), *request.uploads)
       self._waiting.append(generation)
       self._known[generation.id] = generation
@@ -104,19 +103,19 @@ class Generations:
     return generation
 
   def get(self, visitor: str, generation: str) -> Generation | None:
-    """A visitor's generation by its id; None where this server does not know it."""
+    """A visitor's generation by its id; None where there is none."""
     with self._changed:
-      found = self._known.get(generation)
-      return found if found and found.visitor == visitor else None
+      known = self._known.get(generation)
+      return known if known and known.visitor == visitor else None
 
   def place(self, generation: Generation) -> int:
-    """How many are before a generation that waits."""
+    """Number of generations before one that waits."""
     with self._changed:
       before = next((i for i, waiting in enumerate(self._waiting) if waiting is generation), 0)
       return before + (self._running is not None)
 
   def cancel(self, generation: Generation):
-    """Ends a generation: at once where it waits, after the denoising step at hand where it runs."""
+    """Ends a generation: a waiting one at once, a running one after its current denoising step."""
     with self._changed:
       generation.cancelling.set()
       if generation in self._waiting:
@@ -125,13 +124,13 @@ class Generations:
       self._tell(generation)
 
   def wait(self, generation: Generation, version: int, seconds: float) -> int:
-    """Returns when a generation has changed since `version`, or after so many seconds; its version now."""
+    """Waits until a generation differs from `version`, at most so many seconds; returns its current version."""
     with self._changed:
       self._changed.wait_for(lambda: generation.version != version, seconds)
       return generation.version
 
   def close(self):
-    """Cancels what waits and runs."""
+    """Cancels all generations."""
     with self._changed:
       self._closed = True
       for generation in itertools.chain(list(self._waiting), [self._running] if self._running else []):
@@ -164,16 +163,16 @@ class Generations:
     except DiceTalkError as error:
       text = str(error)
       for upload in generation.request.uploads:
-        text = said(DiceTalkError(text), upload)
+        text = with_own_name(DiceTalkError(text), upload)
       return FAILED, text
     except Exception as error:
       if out_of_memory(error):
         return FAILED, "The device has too little memory for this; try a smaller size."
-      # Whoever runs the server reads this; a visitor could do nothing with it.
+      # For the operator: a visitor cannot act on it.
       traceback.print_exc(file=sys.stderr)
-      return FAILED, "Something went wrong that is not your inputs' fault; the server's log has the details."
+      return FAILED, "The server failed for a reason other than your inputs; its log has the details."
     finally:
-      # What failed may hold the device's memory, in a circle of frames and errors.
+      # A failure may keep device memory in a reference cycle of tracebacks.
       gc.collect()
 
   def _make(self, generation):
@@ -195,7 +194,7 @@ class Generations:
 
     def show(first, frames):
       with self._changed:
-        generation.frame = _small_jpeg(frames[-1])
+        generation.frame = thumbnail(np.rint(frames[-1] * 255).astype(np.uint8), _FRAME_SIDE)
         generation.frames_done = first + len(frames)
 
     progress("preparing", 0, 0)
@@ -232,12 +231,3 @@ class Generations:
   def _tell(self, generation):
     generation.version += 1
     self._changed.notify_all()
-
-
-def _small_jpeg(frame: np.ndarray) -> str:
-  pixels = np.rint(frame * 255).astype(np.uint8)
-  height, width = pixels.shape[:2]
-  scale = min(1.0, _FRAME_SIDE / max(height, width))
-  if scale < 1:
-    pixels = resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))))
-  return jpeg_url(pixels)

@@ -1,10 +1,9 @@
-"""What the page does when its visitor does something: checks, answers, and messages beside the fields."""
+"""The page's event handlers: they check inputs and return what the page shows, errors beside their fields."""
 
-import collections
 import contextlib
 import dataclasses
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping
 
 from dicetalk_jax.app import drawn, emotions, inputs, views
 from dicetalk_jax.app.emotions import Choice
@@ -21,7 +20,7 @@ from dicetalk_jax.inference.emotion import resolve_emotion
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.media.face import check_box
 
-# Seconds between two looks at a generation, so that its clock moves.
+# Seconds between two updates of a generation's clock.
 _LOOK = 0.5
 
 
@@ -35,7 +34,7 @@ class FieldError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """What the page's fields hold, as Gradio hands it over; see `Handlers.request`."""
+  """The values of the page's fields, as Gradio passes them; see `Handlers.request`."""
 
   portrait: Upload | None = None
   face: Mapping | None = None
@@ -58,7 +57,7 @@ class Form:
 
 
 class Handlers:
-  """The page's functions on one server. defaults: the settings at first, and those that the page does not show."""
+  """The handlers of one server. defaults: initial settings of the page, and those that it does not show."""
 
   def __init__(
     self,
@@ -77,14 +76,15 @@ class Handlers:
     self._prior_size = talker.weights.module("emotion_model").prior_dim
     self._embeds = has_embedder(talker.weights)
     self.labels = sorted(self._priors)
-    self._portraits = _Recent(lambda upload: self._read_portrait(upload))
-    self._speeches = _Recent(lambda upload: inputs.read_speech(upload, self.limits))
+    # Uploads lie under the hashes of their contents.
+    self._portraits = functools.lru_cache(32)(self._read_portrait)
+    self._speeches = functools.lru_cache(32)(lambda upload: inputs.read_speech(upload, self.limits))
 
-  def portrait(self, upload: Upload) -> inputs.PortraitFound:
+  def portrait(self, upload: Upload) -> inputs.PortraitView:
     """A portrait with its faces; FieldError where it cannot be used."""
     return _of_field("portrait", lambda: self._portraits(self._here(upload)))
 
-  def speech(self, upload: Upload) -> inputs.SpeechFound:
+  def speech(self, upload: Upload) -> inputs.SpeechView:
     """A speech; FieldError where it cannot be used."""
     return _of_field("speech", lambda: self._speeches(self._here(upload)))
 
@@ -92,17 +92,17 @@ class Handlers:
     """What the face editor shows of a portrait."""
     if upload is None:
       return {}
-    found = self.portrait(upload)
-    box = list(found.faces[0]) if found.faces else None
-    faces = [list(face) for face in found.faces]
-    return {"preview": found.preview, "width": found.width, "height": found.height, "faces": faces, "box": box}
+    portrait = self.portrait(upload)
+    faces = [list(face) for face in portrait.faces]
+    size = {"width": portrait.width, "height": portrait.height}
+    return {"preview": portrait.preview, **size, "faces": faces, "box": faces[0] if faces else None}
 
   def choice(self, form: Form) -> Choice:
-    """The emotion of a form; FieldError where it is none."""
+    """The emotion of a form; FieldError where it is invalid."""
     return _of_field("emotion", lambda: self._choice(form))
 
   def check_choice(self, choice: Choice):
-    """Raises InputError for an emotion that these weights do not know, or a clip that cannot be used."""
+    """Raises InputError for an emotion unknown to these weights and for a clip that cannot be used."""
     if choice.clip is not None:
       self._here(choice.clip)
       inputs.check_clip(choice.clip, self.limits, self._prior_size, self._embeds)
@@ -111,7 +111,7 @@ class Handlers:
       resolve_emotion(choice.text, self._priors, self._prior_size)
 
   def plot(self, form: Form, choice: Choice | None) -> dict:
-    """What the plot of the emotion over the speech shows."""
+    """The data of the plot of the emotion over the speech."""
     speech = None
     if form.speech is not None:
       with contextlib.suppress(FieldError):
@@ -131,7 +131,7 @@ class Handlers:
     }
 
   def config(self, form: Form) -> GenerationConfig:
-    """The settings of a form, the face's box apart; FieldError where one cannot be used."""
+    """The settings of a form without the face box; FieldError where one is invalid."""
 
     def read():
       config = dataclasses.replace(
@@ -139,9 +139,9 @@ class Handlers:
         crop=bool(form.crop),
         size=_tidy(_filled(form.size, "size")),
         steps=_whole(form.steps, "steps"),
-        identity_scale=_filled(form.identity_scale, "the identity's strength"),
-        audio_scale=_filled(form.audio_scale, "the speech's strength") if form.apart else None,
-        emotion_scale=_filled(form.emotion_scale, "the emotion's strength"),
+        identity_scale=_filled(form.identity_scale, "identity strength"),
+        audio_scale=_filled(form.audio_scale, "speech strength") if form.apart else None,
+        emotion_scale=_filled(form.emotion_scale, "emotion strength"),
         interpolate=bool(form.interpolate),
         seed=_whole(form.seed, "seed"),
       )
@@ -151,7 +151,7 @@ class Handlers:
     return _of_field("settings", read)
 
   def request(self, form: Form) -> Request:
-    """What a form asks for; FieldError for the first field that cannot be used."""
+    """The request of a form; FieldError for the first invalid field."""
     if form.portrait is None:
       raise FieldError("portrait", "give a portrait: a photograph, a picture from the camera or a drawn person")
     portrait = self.portrait(form.portrait)
@@ -166,7 +166,7 @@ class Handlers:
     return request
 
   def expected(self, form: Form) -> str:
-    """The expected time, as HTML."""
+    """The expected duration, as HTML."""
     try:
       request = self.request(form)
     except FieldError:
@@ -178,12 +178,12 @@ class Handlers:
     return views.expected(seconds, self._estimator.measured, video)
 
   def submit(self, visitor: str, form: Form) -> Generation:
-    """Puts a form's video into the queue; FieldError where it cannot be made."""
+    """Queues a form's video; FieldError where a field is invalid or the queue is full."""
     request = self.request(form)
     return _of_field("queue", lambda: self.generations.submit(visitor, request))
 
   def watch(self, generation: Generation) -> Iterator[str]:
-    """A generation's progress as HTML, whenever it changes or a moment has passed, until it is over."""
+    """Yields a generation's progress as HTML at each change, and regularly, until it ends."""
     version = -1
     while True:
       over, shown = generation.over, views.progress(generation, self.generations.place(generation))
@@ -204,9 +204,9 @@ class Handlers:
     return self.uploads.checked(upload.path, upload.name)
 
   def _read_portrait(self, upload):
-    found = inputs.read_portrait(upload, self.limits)
+    portrait = inputs.read_portrait(upload, self.limits)
     known = drawn.known_face(upload)
-    return dataclasses.replace(found, faces=[known]) if known else found
+    return dataclasses.replace(portrait, faces=[known]) if known else portrait
 
   def _box(self, form, portrait):
     box = form.face.get("box") if isinstance(form.face, Mapping) else None
@@ -237,32 +237,11 @@ class Handlers:
     return [{"time": 0.0, "weights": {calm: 1.0}}, {"time": half, "weights": {then: 1.0}}]
 
 
-class _Recent:
-  """Remembers what a function answered for the files asked for last, which lie under their contents' hashes."""
-
-  def __init__(self, function: Callable, most: int = 32):
-    self._function, self._most = function, most
-    self._answers = collections.OrderedDict()
-    self._lock = threading.Lock()
-
-  def __call__(self, upload):
-    with self._lock:
-      if upload in self._answers:
-        self._answers.move_to_end(upload)
-        return self._answers[upload]
-    answer = self._function(upload)
-    with self._lock:
-      self._answers[upload] = answer
-      while len(self._answers) > self._most:
-        self._answers.popitem(last=False)
-    return answer
-
-
 def visitor_of(memory) -> str:
-  """The visitor's token in what a browser remembers; InputError where it is none."""
+  """The visitor's token from the browser's storage; InputError where there is none."""
   token = memory.get("visitor") if isinstance(memory, Mapping) else None
   if not is_token(token):
-    raise InputError("this browser keeps nothing between two pages; allow it to, and load the page again")
+    raise InputError("this browser blocks local storage, which the page needs; allow it and reload the page")
   return token
 
 

@@ -32,8 +32,8 @@ PEAKS = 240
 
 
 @dataclasses.dataclass(frozen=True)
-class PortraitFound:
-  """A portrait as the page shows it: pixels as displayed, faces (x, y, w, h) largest first, a small JPEG."""
+class PortraitView:
+  """A portrait as the page shows it: size as displayed, faces (x, y, w, h) with the largest first, a small JPEG."""
 
   width: int
   height: int
@@ -42,45 +42,44 @@ class PortraitFound:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeechFound:
-  """A sound as the page shows it: seconds, peaks (PEAKS,) in [0, 1], and whether there is anything to hear."""
+class SpeechView:
+  """A sound as the page shows it: seconds, peaks (PEAKS,) in [0, 1], and whether it is silent."""
 
   seconds: float
   peaks: list[float]
   silent: bool
 
 
-def read_portrait(upload: Upload, limits: Limits, detector: FaceDetector | None = None) -> PortraitFound:
-  """Reads a portrait and finds its faces; without one `faces` is empty. Raises InputError where it cannot be used."""
-  pixels = _told(upload, lambda: _pixels(upload, limits))
-  height, width = pixels.shape[:2]
+def read_portrait(upload: Upload, limits: Limits, detector: FaceDetector | None = None) -> PortraitView:
+  """Reads a portrait and finds its faces, which may be none. Raises InputError where it cannot be used."""
+
+  def read():
+    _check_pixels(upload, limits)
+    return read_image(upload.path)
+
+  pixels = _with_own_name(upload, read)
   faces = sorted((detector or HaarDetector())(pixels), key=lambda face: -face.area)
-  return PortraitFound(width, height, [face.box for face in faces], _preview(pixels))
+  height, width = pixels.shape[:2]
+  return PortraitView(width, height, [face.box for face in faces], thumbnail(pixels, _PREVIEW_SIDE))
 
 
-def check_portrait(upload: Upload, limits: Limits):
-  """Raises InputError for a file of too many bytes or pixels, before anything large is decoded."""
-  _told(upload, lambda: _check_pixels(upload, limits))
-
-
-def read_speech(upload: Upload, limits: Limits) -> SpeechFound:
+def read_speech(upload: Upload, limits: Limits) -> SpeechView:
   """Reads a sound; InputError where it cannot be used or is too long."""
-  check_speech(upload, limits)
-  sound = _told(upload, lambda: read_audio(upload.path))
+
+  def read():
+    _check_length(upload, limits)
+    return read_audio(upload.path)
+
+  sound = _with_own_name(upload, read)
   seconds = len(sound) / SAMPLE_RATE
   _check_seconds(upload, seconds, limits)
-  return SpeechFound(seconds, _peaks(sound), is_silent(sound))
-
-
-def check_speech(upload: Upload, limits: Limits):
-  """Raises InputError for a file of too many bytes or seconds, before all of it is decoded."""
-  _told(upload, lambda: _check_length(upload, limits))
+  return SpeechView(seconds, _peaks(sound), is_silent(sound))
 
 
 def check_clip(upload: Upload, limits: Limits, prior_size: int, embeds: bool):
-  """Raises InputError for what no emotion can be taken from; embeds: whether the weights have an embedder for clips.
+  """Raises InputError for a file without an emotion: priors are read, of clips the length is checked.
 
-  Priors are read, clips only measured.
+  embeds: whether the weights have an emotion embedder.
   """
 
   def check():
@@ -89,7 +88,7 @@ def check_clip(upload: Upload, limits: Limits, prior_size: int, embeds: bool):
     if not is_recording(upload.path, prior_size):
       if upload.path.suffix.lower() not in PRIORS:
         raise InputError(
-          f"the file {upload.name} is no clip: give a video, a sound, expression coefficients or a prior file"
+          f"the file {upload.name} is not a clip: give a video, a sound, expression coefficients or a prior file"
         )
       read_prior(upload.path, prior_size)
     elif not embeds:
@@ -97,27 +96,30 @@ def check_clip(upload: Upload, limits: Limits, prior_size: int, embeds: bool):
     elif upload.path.suffix.lower() not in (*COEFFICIENTS, *PRIORS):
       _check_length(upload, limits)
 
-  _told(upload, check)
+  _with_own_name(upload, check)
 
 
-def jpeg_url(pixels: np.ndarray, quality=85) -> str:
-  """uint8 (h, w, 3) -> a data URL."""
+def thumbnail(pixels: np.ndarray, side: int, quality=85) -> str:
+  """uint8 (h, w, 3) -> a data URL of a JPEG with sides of at most `side` pixels."""
+  height, width = pixels.shape[:2]
+  if (scale := side / max(height, width)) < 1:
+    pixels = resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))))
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "JPEG", quality=quality)
   return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def said(error: Exception, upload: Upload) -> str:
-  """What an error says, with the visitor's name of the file for the server's path of it, as a sentence."""
+def with_own_name(error: Exception, upload: Upload) -> str:
+  """An error's text as a sentence, with the visitor's name of a file instead of the server's path."""
   text = str(error).replace(str(upload.path), upload.name)
   return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
-def _told(upload, read):
+def _with_own_name(upload, read):
   try:
     return read()
   except InputError as error:
-    raise InputError(said(error, upload)) from error
+    raise InputError(with_own_name(error, upload)) from error
 
 
 def _check_bytes(upload, limits):
@@ -134,33 +136,20 @@ def _check_pixels(upload, limits):
   _check_bytes(upload, limits)
   try:
     with warnings.catch_warnings():
-      # Its size is what is asked here.
+      # Only its size matters here.
       warnings.simplefilter("ignore")
       with Image.open(upload.path) as image:
         width, height = image.size
   except Image.DecompressionBombError:
     width, height = math.inf, 1
   except Exception:
-    return  # told by the reader, better
+    return  # `read_image` reports it
   if width * height > limits.max_pixels * MEGA:
-    found = f"{width}x{height}, {width * height / MEGA:.0f} million pixels" if width < math.inf else "too many pixels"
+    size = f"{width}x{height}, {width * height / MEGA:.0f} million pixels" if width < math.inf else "too many pixels"
     raise InputError(
-      f"portrait {upload.name} is {found}; this server takes up to {limits.max_pixels:g} million (--max-pixels); "
+      f"portrait {upload.name} is {size}; this server takes up to {limits.max_pixels:g} million (--max-pixels); "
       "make it smaller"
     )
-
-
-def _pixels(upload, limits):
-  _check_pixels(upload, limits)
-  return read_image(upload.path)
-
-
-def _preview(pixels):
-  height, width = pixels.shape[:2]
-  scale = min(1.0, _PREVIEW_SIDE / max(height, width))
-  if scale < 1:
-    pixels = resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))))
-  return jpeg_url(pixels)
 
 
 def _check_seconds(upload, seconds, limits):
@@ -175,7 +164,7 @@ def _check_length(upload, limits):
   existing_file(upload.path, "audio")
   _check_bytes(upload, limits)
   try:
-    # What libsndfile reads, it reads whole: its header says how much that is.
+    # libsndfile reads as much as the header says.
     info = soundfile.info(upload.path)
   except soundfile.LibsndfileError:
     _check_seconds(upload, _seconds_up_to(upload, limits.max_seconds), limits)
@@ -184,7 +173,7 @@ def _check_length(upload, limits):
 
 
 def _seconds_up_to(upload, most) -> float:
-  """How long a sound lasts, counted while it is decoded, and no further than `most` seconds and a bit."""
+  """Length of a sound, counted by decoding up to about `most` seconds."""
   seconds = 0.0
   try:
     with open_sound(upload.path) as (container, stream):

@@ -1,4 +1,4 @@
-"""How much one visitor may ask of the page's server."""
+"""Limits of the page's server."""
 
 import dataclasses
 
@@ -7,25 +7,25 @@ MEGA = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What is refused, in a message that names the limit and the option that moves it."""
+  """Limits of uploads and generations; messages name the option that changes a limit."""
 
   max_upload_mb: float = 50.0
-  """Largest file taken, in megabytes (millions of bytes)."""
+  """Maximum size of an uploaded file, in megabytes."""
 
   max_pixels: float = 40.0
-  """Largest portrait taken, in millions of pixels."""
+  """Maximum size of a portrait, in megapixels."""
 
   max_seconds: float = 120.0
-  """Longest speech, and longest clip of an emotion, in seconds."""
+  """Maximum length of the speech and of an emotion clip, in seconds."""
 
   max_size: int = 1024
-  """Largest size of a video: its shorter side, in pixels."""
+  """Maximum shorter side of a video, in pixels."""
 
   max_steps: int = 100
-  """Most denoising steps."""
+  """Maximum number of denoising steps."""
 
   max_waiting: int = 20
-  """Most generations that may wait, of all visitors together."""
+  """Maximum length of the queue."""
 
   @property
   def upload_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""The page: what is where, and which handler answers to what."""
+"""The page: its layout, and the handler of each event."""
 
 import contextlib
 import dataclasses
@@ -19,32 +19,32 @@ _KEPT = (
   *("mode", "label", "strength", "identity_scale", "apart", "audio_scale", "emotion_scale"),
   *("size", "steps", "seed", "interpolate", "crop"),
 )
-_AGAIN = "Your settings are kept: give portrait and speech again."
-_LOST = f"The server was restarted, and the video that it was making is lost. {_AGAIN}"
+_AGAIN = "Your settings are kept; give portrait and speech again."
+_LOST = f"The server was restarted and the video in progress is lost. {_AGAIN}"
 _RESTARTED = f"The server was restarted. {_AGAIN}"
 
 
 def build(handlers: Handlers) -> gr.Blocks:
-  """The page over its handlers."""
+  """The page of these handlers."""
   with gr.Blocks(title="dicetalk") as page:
-    # First, so that their names are theirs.
+    # First, so that no other event takes their names.
     add_endpoints(handlers)
     fields = _layout(handlers)
     _connect(page, handlers, fields)
-  # Handlers only check, draw and wait; what the device does has a queue of its own.
+  # Handlers check, draw and wait; the device has a queue of its own.
   page.queue(default_concurrency_limit=32)
   return page
 
 
 class _Fields:
-  """The page's components by name; `form` are the names in the order in which handlers get them."""
+  """The page's components by name."""
 
   def __init__(self):
     self.messages: dict[str, gr.HTML] = {}
     self.mix: list[gr.Slider] = []
 
   def inputs(self) -> list:
-    # The mix's sliders are several, and come last.
+    # The sliders of the mix come last, because their number varies.
     return [*(getattr(self, name) for name in self.names()), *self.mix]
 
   @staticmethod
@@ -128,7 +128,7 @@ def _emotion(f, handlers):
     ]
   with gr.Group(visible=False, elem_id="by-clip") as f.by_clip:
     f.clip = gr.File(
-      label="A clip whose emotion to take: video, sound, coefficients or a prior", height=120, elem_id="clip"
+      label="Clip with the emotion: video, sound, coefficients or prior file", height=120, elem_id="clip"
     )
   f.timeline = emotion_plot(handlers.plot(Form(label=first), handlers.choice(Form(label=first)) if first else None))
   f.text = gr.HTML(elem_id="emotion-text")
@@ -142,9 +142,7 @@ def _settings(f, handlers):
       0, 10, defaults.identity_scale, step=0.1, label="Identity strength", buttons=[], elem_id="identity-scale"
     )
     f.emotion_scale = gr.Slider(0, 12, defaults.emotion_scale, step=0.1, label="Emotion strength", buttons=[])
-    f.apart = gr.Checkbox(
-      defaults.audio_scale is not None, label="Speech has a strength of its own (a third more work)"
-    )
+    f.apart = gr.Checkbox(defaults.audio_scale is not None, label="Separate strength for speech (takes a third longer)")
     f.audio_scale = gr.Slider(
       0,
       12,
@@ -189,10 +187,10 @@ def _connect(page, handlers: Handlers, f: _Fields):
     return trigger(function, inputs, outputs, **{**quiet, **options})
 
   def take(request, field, payload):
-    """The upload that a field holds now; it is kept while the page is open and shows it."""
-    given = upload(payload)
-    handlers.uploads.hold((request.session_hash, field), *([given] if given else []))
-    return given
+    """The upload in a field, kept while the page shows it."""
+    file = upload(payload)
+    handlers.uploads.hold((request.session_hash, field), *([file] if file else []))
+    return file
 
   def look_at_portrait(payload, request: gr.Request):
     try:
@@ -211,20 +209,25 @@ def _connect(page, handlers: Handlers, f: _Fields):
     [f.portrait, f.face, f.messages["portrait"], f.another],
   )
 
-  def draw_person(seed):
-    try:
-      return handlers.draw_person(seed), ""
-    except FieldError as error:
-      return gr.skip(), views.message(str(error))
+  def drawing(draw):
+    """A handler that shows the file which `draw` makes, or its error."""
 
-  on(f.draw.click, draw_person, f.person, [f.portrait, f.messages["portrait"]])
+    def handler(*values):
+      try:
+        return draw(*values), ""
+      except FieldError as error:
+        return gr.skip(), views.message(str(error))
+
+    return handler
+
+  on(f.draw.click, drawing(handlers.draw_person), f.person, [f.portrait, f.messages["portrait"]])
 
   def listen(payload, request: gr.Request):
-    given, text, kind = take(request, "speech", payload), "", "error"
+    file, text, kind = take(request, "speech", payload), "", "error"
     try:
-      speech = handlers.speech(given) if given else None
+      speech = handlers.speech(file) if file else None
       if speech and speech.silent:
-        text, kind = "This sound is silent: the mouth will have nothing to follow", "note"
+        text, kind = "This sound is silent: the mouth has nothing to follow", "note"
       elif speech:
         text, kind = f"{speech.seconds:.2f} s of speech", "note"
     except FieldError as error:
@@ -233,24 +236,18 @@ def _connect(page, handlers: Handlers, f: _Fields):
 
   heard = on(f.speech.change, listen, f.speech, f.messages["speech"])
 
-  def say(text, seed):
-    try:
-      return handlers.say(text, seed), ""
-    except FieldError as error:
-      return gr.skip(), views.message(str(error))
-
-  on(f.say.click, say, [f.sentence, f.person], [f.speech, f.messages["speech"]])
-  on(f.sentence.submit, say, [f.sentence, f.person], [f.speech, f.messages["speech"]])
+  for trigger in (f.say.click, f.sentence.submit):
+    on(trigger, drawing(handlers.say), [f.sentence, f.person], [f.speech, f.messages["speech"]])
 
   def feel(*values):
-    """The emotion's words, message and plot."""
+    """Plot, text and message of the emotion."""
     form, choice, text = f.form(values), None, ""
     if form.mode == emotions.TIMELINE:
       form = dataclasses.replace(form, timeline=handlers.plot(form, None))
     try:
       choice = handlers.choice(form)
     except FieldError as error:
-      # That a clip is still missing is no mistake yet.
+      # A missing clip is not an error yet.
       text = "" if form.mode == emotions.CLIP and form.clip is None else str(error)
     words = choice.text if choice else ""
     return handlers.plot(form, choice), views.emotion_text(words), views.message(text)
@@ -276,9 +273,8 @@ def _connect(page, handlers: Handlers, f: _Fields):
   def expect(*values):
     return handlers.expected(f.form(values))
 
-  for trigger in (f.face.edited, f.apart.change, f.size.change, f.steps.change, f.interpolate.change, f.crop.change):
-    on(trigger, expect, f.inputs(), f.expected, trigger_mode="always_last")
-  for trigger in (f.portrait.change, f.speech.change):
+  changes = [f.apart, f.size, f.steps, f.interpolate, f.crop, f.portrait, f.speech]
+  for trigger in (f.face.edited, *(field.change for field in changes)):
     on(trigger, expect, f.inputs(), f.expected, trigger_mode="always_last")
 
   shown = [f.progress, f.generation, f.generate, f.cancel, f.newest, f.beside, f.forget]
@@ -297,15 +293,15 @@ def _connect(page, handlers: Handlers, f: _Fields):
     yield (progress, "", gr.update(interactive=True), gr.update(visible=False), *after)
 
   def generate(memory, *values):
-    # What is said of the inputs holds.
+    # Messages about the inputs stay.
     clear = [gr.skip() if name in ("portrait", "speech") else "" for name in _FIELDS]
     try:
       visitor = visitor_of(memory)
       generation = handlers.submit(visitor, f.form(values))
     except InputError as error:
       field = getattr(error, "field", "queue")
-      told = [views.message(str(error)) if name == field else "" for name in _FIELDS]
-      yield (*told, *(gr.skip() for _ in shown))
+      errors = [views.message(str(error)) if name == field else "" for name in _FIELDS]
+      yield (*errors, *(gr.skip() for _ in shown))
       return
     for outputs in watched(visitor, generation):
       yield (*clear, *outputs)
@@ -319,43 +315,37 @@ def _connect(page, handlers: Handlers, f: _Fields):
     js=_with_memory(len(f.inputs())),
   )
 
-  # Each video tells how fast the device is.
+  # Each video measures the device's speed.
   on(made.then, expect, f.inputs(), f.expected)
 
   def cancel(memory, generation):
     with contextlib.suppress(InputError):
-      found = handlers.generations.get(visitor_of(memory), generation)
-      if found:
-        handlers.generations.cancel(found)
+      if running := handlers.generations.get(visitor_of(memory), generation):
+        handlers.generations.cancel(running)
 
   on(f.cancel.click, cancel, [f.memory, f.generation], concurrency_limit=None, js=_with_memory(1))
   on(f.generation.change, None, f.generation, js="(id) => window.dicetalk.remember(id)")
 
   kept = [getattr(f, name) for name in _KEPT]
   for field in kept:
-    on(
-      field.change,
-      None,
-      kept,
-      js="(...settings) => window.dicetalk.rememberSettings(settings)",
-    )
+    on(field.change, None, kept, js="(...settings) => window.dicetalk.rememberSettings(settings)")
 
   def resume(memory):
-    """What a page that is loaded again shows: the visitor's results, and the generation that still runs."""
+    """After a reload: the visitor's results and the generation that still runs."""
     try:
       visitor = visitor_of(memory)
     except InputError as error:
       yield (views.message(str(error)), *(gr.skip() for _ in shown))
       return
     generation = memory.get("generation")
-    found = handlers.generations.get(visitor, generation) if generation else None
-    if found is None:
+    running = handlers.generations.get(visitor, generation) if generation else None
+    if running is None:
       text = views.message(_LOST if generation else _RESTARTED if memory.get("restarted") else "")
       yield (text, "", "", gr.skip(), gr.skip(), *results(visitor))
       return
     made = results(visitor)
-    for i, outputs in enumerate(watched(visitor, found)):
-      yield ("", *outputs) if i or found.over else ("", *outputs[:4], *made)
+    for i, outputs in enumerate(watched(visitor, running)):
+      yield ("", *outputs) if i or running.over else ("", *outputs[:4], *made)
 
   on(page.load, resume, f.memory, [f.messages["queue"], *shown], concurrency_limit=None, js=_with_memory(0))
 
@@ -373,17 +363,14 @@ def _connect(page, handlers: Handlers, f: _Fields):
     return "", "", gr.update(visible=False)
 
   on(f.forget.click, forget, f.memory, [f.newest, f.beside, f.forget], js=_with_memory(0))
-  page.unload(_release(handlers))
 
-
-def _release(handlers):
   def release(request: gr.Request):
     handlers.uploads.release(request.session_hash)
 
-  return release
+  page.unload(release)
 
 
 def _with_memory(others: int) -> str:
-  """The script of an event whose first input is what the browser remembers."""
+  """JavaScript of an event whose first input is the browser's storage; others: number of further inputs."""
   names = ", ".join(f"v{i}" for i in range(others))
   return f"(_{', ' + names if names else ''}) => [window.dicetalk.memory(){', ' + names if names else ''}]"

@@ -1,4 +1,4 @@
-"""What a visitor asks for, checked, and the command line that makes the same video."""
+"""A visitor's request, and the command line that makes the same video."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""The videos that were made for each visitor: on the disk, so that they survive a reload of the page."""
+"""The videos of each visitor, on disk so that they survive a reload of the page."""
 
 import dataclasses
 import hashlib
@@ -25,10 +25,10 @@ _RECORD = "result.json"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A video made: `folder` has it as `file`, and its contact strip.
+  """A finished video: `file` in `folder`, with its contact strip.
 
-  command: the line that makes it again. latents: SHA-256 of the latents, float32 in C order. took: seconds. made: Unix
-  time. inputs: names of the drawn or recorded inputs that lie beside it, since their owner has no file of them.
+  command: the command line that makes it again. latents: SHA-256 of the latents, float32 in C order. took: seconds.
+  made: Unix time. inputs: names of drawn or recorded inputs stored with it, because their owner has no file of them.
   """
 
   folder: pathlib.Path
@@ -55,7 +55,7 @@ class Result:
 
 
 class Results:
-  """A folder of visitors' results. A visitor is a token that only their browser knows. Safe to share by threads."""
+  """A folder of visitors' results. A visitor is a secret token of their browser. Thread-safe."""
 
   def __init__(self, folder: pathlib.Path, kept: int = KEPT):
     self.folder = folder.resolve()
@@ -87,7 +87,7 @@ class Results:
       del record["folder"]
       (folder / _RECORD).write_text(json.dumps(record))
     except (OSError, OutputError) as error:
-      # Where its frames were kept is nothing that a visitor could use.
+      # A visitor cannot use the path of the kept frames.
       why = getattr(error.__cause__ or error, "strerror", None) or "it cannot be written"
       raise OutputError(f"the video cannot be kept on the server: {why}") from error
     finally:
@@ -100,14 +100,14 @@ class Results:
 
   def of(self, visitor: str) -> list[Result]:
     """A visitor's results, newest first; damaged ones are left out."""
-    found = []
+    results = []
     for folder in self._folders(visitor):
       try:
         record = json.loads((folder / _RECORD).read_text())
-        found.append(Result(folder=folder, **{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}))
+        results.append(Result(folder=folder, **{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}))
       except (OSError, ValueError, TypeError):
         continue
-    return found
+    return results
 
   def remove(self, visitor: str):
     """Removes all results of a visitor."""
@@ -117,7 +117,8 @@ class Results:
   def sweep(self, seconds: float):
     """Removes results that are older."""
     with self._lock:
-      for record in self.folder.glob(f"*/*/{_RECORD}"):
+      # Only folders named as `_of` and `add` name them: the user may have given a folder with other files.
+      for record in self.folder.glob(f"{'[0-9a-f]' * 32}/{'[0-9]' * 20}-*/{_RECORD}"):
         if time.time() - record.stat().st_mtime > seconds:
           shutil.rmtree(record.parent, ignore_errors=True)
 
@@ -131,12 +132,12 @@ class Results:
 
 
 def is_token(text) -> bool:
-  """Whether a text is a visitor's token as the page's script makes them."""
+  """Whether a text is a visitor's token, as the page's script makes it."""
   return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
 def contact_strip(frames: np.ndarray) -> Image.Image:
-  """Frames (n, h, w, 3) in [0, 1], evenly picked, side by side."""
+  """Frames (n, h, w, 3) in [0, 1] at even intervals, side by side."""
   chosen = frames[np.unique(np.linspace(0, len(frames) - 1, _STRIP_FRAMES).round().astype(int))]
   height, width = chosen.shape[1:3]
   size = (max(1, round(width * _STRIP_HEIGHT / height)), _STRIP_HEIGHT)

@@ -1,4 +1,4 @@
-"""The page's server: loopback unless asked otherwise, its files in a folder of its own, all gone when it ends."""
+"""The page's server: on the loopback address by default, its files in a temporary folder."""
 
 import contextlib
 import ipaddress
@@ -21,18 +21,18 @@ _RESULT_SECONDS = 24 * 3600.0
 
 
 def check_address(host: str, port: int, auth: str | None) -> tuple[str, str] | None:
-  """The user and password of `auth`; InputError where it is no pair, or missing for a host that others can reach."""
+  """User and password of `auth`; InputError where they are malformed, or missing for a host that others can reach."""
   if not 0 < port < 65536:
     raise InputError(f"port {port} cannot be used: it must be from 1 to 65535")
   if auth is None:
     if not _is_loopback(host):
       raise InputError(
-        f"host {host} lets others reach this page: give a name and password that they must know, --auth USER:PASSWORD"
+        f"host {host} makes this page reachable for others: set a user name and password with --auth USER:PASSWORD"
       )
     return None
   user, colon, password = auth.partition(":")
   if not (user and colon and password):
-    raise InputError("--auth is a name and a password with a colon between, USER:PASSWORD")
+    raise InputError("--auth must be USER:PASSWORD")
   return user, password
 
 
@@ -49,13 +49,13 @@ def serve(
 ):
   """Serves the page until it is interrupted.
 
-  results: a folder that keeps the videos when the server ends; without it they go. weights: what command lines name.
-  say(address) is called when the page can be opened. Raises InputError for an address that cannot be used, and
+  results: folder that keeps the videos after the server ends; None deletes them. weights: path that command lines show.
+  say(address) is called when the page is ready. Raises InputError for an address that cannot be used, and
   MissingDependencyError without Gradio.
   """
   pair, limits = check_address(host, port, auth), limits or Limits()
   _check_free(host, port)
-  # Before Gradio is imported: nothing is sent home, and uploads lie where they are removed.
+  # Before Gradio is imported: no analytics, and uploads in the folder that is removed.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   with tempfile.TemporaryDirectory(prefix=f"dicetalk-app-{os.getpid()}-") as place, contextlib.ExitStack() as stack:
     remove_abandoned(pathlib.Path(place).parent)
@@ -117,7 +117,7 @@ def serve(
 
 
 def remove_abandoned(folder: pathlib.Path):
-  """Removes what servers that were killed have left in a folder of temporary files."""
+  """Removes temporary folders of killed servers."""
   for left in folder.glob("dicetalk-app-*"):
     process = left.name.split("-")[2]
     if process.isdigit() and left.is_dir() and not left.is_symlink() and not _is_running(int(process)):
@@ -125,11 +125,11 @@ def remove_abandoned(folder: pathlib.Path):
 
 
 def _check_free(host, port):
-  # Gradio takes a while to find out.
+  # Gradio reports it late.
   with _as_input_error(host, port):
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind) as probe:
-      # As the server does: a port whose last connections are still closing is free.
+      # As the server does: a port whose connections are still closing is free.
       probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       probe.bind(address)
 
@@ -139,7 +139,7 @@ def _as_input_error(host, port):
   try:
     yield
   except OSError as error:
-    why = "it is taken, or no address of this machine; try another --port"
+    why = "it is in use, or not an address of this machine; try another --port"
     raise InputError(f"{host}:{port} cannot be used: {why}") from error
 
 
@@ -169,7 +169,7 @@ def _sweep(ended, uploads, results):
 
 
 def _theme(gr):
-  # Fonts of the visitor's own system: nothing is fetched from elsewhere.
+  # System fonts: nothing is fetched from other servers.
   sans, mono = ("system-ui", "-apple-system", "Segoe UI", "sans-serif"), ("ui-monospace", "Menlo", "monospace")
   return gr.themes.Base(
     primary_hue=gr.themes.colors.indigo, neutral_hue=gr.themes.colors.slate, font=sans, font_mono=mono

@@ -1,4 +1,4 @@
-"""The files that visitors give: each is kept while a page shows it or a generation needs it, then removed."""
+"""Visitors' uploads: each is kept while a page shows it or a generation needs it, then removed."""
 
 import collections
 import contextlib
@@ -12,22 +12,22 @@ import time
 
 from dicetalk_jax.errors import InputError
 
-# A file that nobody has taken is on its way to a page; after so many seconds nobody will.
+# A file without holders is on its way to a page; after so many seconds it is removed.
 _UNTAKEN_SECONDS = 900.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-  """A file of a visitor's: where it lies here, and the name that it has for its owner."""
+  """A visitor's file: its path on the server and its own name."""
 
   path: pathlib.Path
   name: str
 
 
 class Uploads:
-  """A folder of uploads, each with its holders: pages and generations. Safe to share between threads.
+  """A folder of uploads, each with its holders: pages and generations. Thread-safe.
 
-  Equal files of two visitors are one file here, so that one may only go when nobody holds it.
+  Equal files of two visitors are one file here, so a file is removed only when nobody holds it.
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -44,11 +44,11 @@ class Uploads:
     return Upload(path, pathlib.PurePath(name or path.name).name)
 
   def new_folder(self) -> pathlib.Path:
-    """A folder of its own for a file that is made here."""
+    """A new folder for a file that is made here."""
     return pathlib.Path(tempfile.mkdtemp(dir=self.folder))
 
   def hold(self, holder: tuple, *uploads: Upload):
-    """Gives `holder`, such as (page, field), these uploads in the place of those that it held."""
+    """Makes `holder`, such as (page, field), hold these uploads instead of its earlier ones."""
     with self._lock:
       wanted = {upload.path for upload in uploads}
       left = [path for path, holders in self._holders.items() if holder in holders and path not in wanted]
@@ -59,7 +59,7 @@ class Uploads:
 
   @contextlib.contextmanager
   def borrowed(self):
-    """Gives a function like `checked` whose uploads are held until the end of the context."""
+    """A function like `checked` whose uploads are held until the context ends."""
     holder, taken = ("call", secrets.token_hex(8)), []
 
     def take(path, name):
@@ -73,14 +73,14 @@ class Uploads:
       self.release(*holder)
 
   def release(self, *start):
-    """Takes all away from each holder that begins with `start`."""
+    """Releases the uploads of all holders that begin with `start`."""
     with self._lock:
       for path, holders in list(self._holders.items()):
         for holder in [holder for holder in holders if holder[: len(start)] == start]:
           self._leave(path, holder)
 
   def sweep(self, now: float | None = None):
-    """Removes files that came a while ago and that nobody holds."""
+    """Removes old files that nobody holds."""
     now = time.time() if now is None else now
     with self._lock:
       for path in list(self.folder.rglob("*")):

@@ -1,4 +1,4 @@
-"""What the page shows, as HTML. All that visitors or files say is escaped here."""
+"""The page's HTML. All text of visitors and files is escaped here."""
 
 import html
 import pathlib
@@ -13,13 +13,13 @@ _STAGES = {
   "encoding": "Reading portrait, speech and emotion",
   "denoising": "Denoising",
   "decoding": "Decoding frames",
-  "interpolating": "Putting frames between",
+  "interpolating": "Interpolating frames",
   "encoding the video": "Encoding the video",
 }
 
 
 def message(text: str, kind: str = "error") -> str:
-  """A sentence beside a field, read out when it appears; kind: error or note."""
+  """A message beside a field, announced by screen readers; kind: error or note."""
   if not text:
     return ""
   text = text[:1].upper() + text[1:]
@@ -29,7 +29,7 @@ def message(text: str, kind: str = "error") -> str:
 
 
 def duration(seconds: float) -> str:
-  """About how long, as a person says it."""
+  """A rounded duration."""
   if seconds < 1:
     return "less than a second"
   if seconds < 90:
@@ -40,11 +40,11 @@ def duration(seconds: float) -> str:
 
 
 def expected(seconds: float | None, measured: bool, video: str) -> str:
-  """The expected time, and what it is for; None: something is missing."""
+  """The expected duration of `video`; None: an input is missing."""
   if seconds is None:
     return '<p class="dt-quiet dt-expected">Give a portrait and speech.</p>'
   words = "Less than a second" if seconds < 1 else f"About {duration(seconds)}"
-  how = "as the last video went" if measured else "a first guess; the first video of a size also compiles"
+  how = "measured on the last video" if measured else "estimate; the first video of each size also compiles"
   return (
     f'<p class="dt-expected"><b>{html.escape(words)}</b> on this device '
     f'<span class="dt-quiet">({how})<br>{html.escape(video)}</span></p>'
@@ -52,12 +52,12 @@ def expected(seconds: float | None, measured: bool, video: str) -> str:
 
 
 def emotion_text(text: str) -> str:
-  """The emotion in the words of the command line."""
+  """The emotion as text for the command line."""
   return f'<p class="dt-quiet">As text: <code>{html.escape(text)}</code></p>' if text else ""
 
 
 def progress(generation: Generation | None, before: int = 0, now: float | None = None) -> str:
-  """Where a generation is: its place in the queue, its stage with the time left, its newest frame, or how it ended."""
+  """Place in the queue, stage with the time left and newest frame of a generation, or how it ended."""
   if generation is None or generation.state == DONE:
     return ""
   if generation.state == FAILED:
@@ -92,7 +92,7 @@ def progress(generation: Generation | None, before: int = 0, now: float | None =
 
 
 def newest(results: list[Result]) -> str:
-  """The newest video large, with its download, contact strip and command line."""
+  """The newest video with its download, contact strip and command line."""
   if not results:
     return ""
   result = results[0]
@@ -112,7 +112,7 @@ def newest(results: list[Result]) -> str:
 
 
 def beside(results: list[Result]) -> str:
-  """All results of a visitor side by side, where there is more than one."""
+  """All results of a visitor side by side; empty for fewer than two."""
   if len(results) < 2:
     return ""
   cards = "".join(
@@ -130,7 +130,7 @@ def beside(results: list[Result]) -> str:
 
 
 def facts(result: Result) -> str:
-  """Length, size and time of making in one line."""
+  """Length, size, seed and duration in one line."""
   width, height = result.size
   return f"{result.seconds:.2f} s · {width}×{height} · seed {result.seed} · made in {duration(result.took)}"
 
@@ -140,5 +140,5 @@ def _link(path, name, words, kind=""):
 
 
 def address(path: pathlib.Path) -> str:
-  """Where a browser finds a file of the server's."""
+  """URL of a file of the server."""
   return html.escape("gradio_api/file=" + urllib.parse.quote(str(path)))

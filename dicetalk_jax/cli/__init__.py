@@ -20,7 +20,15 @@ def entry():
   interrupted = []
   atexit.register(lambda: _leave() if interrupted else None)
   try:
-    code = main()
+    try:
+      code = main()
+    finally:
+      # Here, where an error of a closed pipe can be caught.
+      sys.stdout.flush()
+  except BrokenPipeError:
+    # As of other programs whose reader ends first, such as `head`: silent, and the code of SIGPIPE.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 128 + signal.SIGPIPE
   except KeyboardInterrupt:
     # While Python was still importing, or a second one while the first was being heeded.
     print("stopped", file=sys.stderr)

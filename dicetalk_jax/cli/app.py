@@ -11,32 +11,32 @@ from dicetalk_jax.config import GenerationConfig, load_preset
 
 @dataclasses.dataclass(frozen=True)
 class App:
-  """Serve a web page that makes videos: portrait, speech and emotion in a browser.
+  """Serve a web page that makes videos from a portrait, speech and an emotion.
 
   Example: dicetalk app --weights weights/
 
-  Only this machine can open the page. For others give --host, such as 0.0.0.0, and a name and password that they must
-  know: dicetalk app --weights weights/ --host 0.0.0.0 --auth me:secret. They travel unencrypted: across a network that
-  you do not trust put the page behind a server that speaks HTTPS.
+  By default only this machine can open the page. To allow others, set --host and a user name and password: dicetalk app
+  --weights weights/ --host 0.0.0.0 --auth me:secret. The password is sent unencrypted: on a network that you do not
+  trust, put the page behind an HTTPS server.
   """
 
   weights: pathlib.Path | None = None
-  """Weights folder; default: the small weights inside the package."""
+  """Weights folder. Default: the small weights in the package."""
 
   host: str = "127.0.0.1"
-  """Address to serve at; other than this machine's own ones need --auth."""
+  """Address to serve at. Addresses that others can reach need --auth."""
 
   port: int = 7860
   """Port to serve at."""
 
   auth: str | None = None
-  """USER:PASSWORD that visitors must give."""
+  """User name and password for visitors, as USER:PASSWORD."""
 
   config: pathlib.Path | None = None
-  """Preset with what the page's settings show at first, such as configs/draft.py."""
+  """Preset with the initial settings of the page, such as configs/draft.py."""
 
   results: pathlib.Path | None = None
-  """Folder that keeps the videos for a day, over restarts; default: they go when the server ends."""
+  """Folder that keeps videos for a day, also after a restart. Default: videos are deleted when the server ends."""
 
   limits: tyro.conf.OmitArgPrefixes[Limits] = dataclasses.field(default_factory=Limits)
 
@@ -45,7 +45,7 @@ class App:
     from dicetalk_jax.inference.pipeline import DiceTalk
     from dicetalk_jax.parallel.compilation import keep_compiled_programs
 
-    # Before networks are looked for, which may take a while.
+    # Before the weights are loaded, which may take a while.
     check_address(self.host, self.port, self.auth)
     defaults = load_preset(self.config, GenerationConfig) if self.config else None
     keep_compiled_programs()

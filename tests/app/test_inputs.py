@@ -101,5 +101,5 @@ def test_clips_are_measured_before_they_wait(tmp_path):
   with pytest.raises(InputError, match="--max-seconds"):
     inputs.check_clip(sound, Limits(max_seconds=1), 256, embeds=True)
   (tmp_path / "note.pdf").write_text("x")
-  with pytest.raises(InputError, match=r"note.pdf is no clip"):
+  with pytest.raises(InputError, match=r"note.pdf is not a clip"):
     inputs.check_clip(given(tmp_path / "note.pdf"), Limits(), 256, embeds=True)

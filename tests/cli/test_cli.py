@@ -226,6 +226,17 @@ def test_help_gives_an_example_for_every_verb():
     assert f"Example: dicetalk {verb} " in said
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+def test_a_reader_that_ends_first_is_no_error(arguments):
+  reader, writer = os.pipe()
+  os.close(reader)
+  ended = subprocess.run(
+    [sys.executable, "-m", "dicetalk_jax.cli", *arguments], stdout=writer, stderr=subprocess.PIPE, text=True
+  )
+  os.close(writer)
+  assert ended.stderr == "" and ended.returncode in (1, 141)
+
+
 def test_the_command_line_and_the_python_interface_have_the_same_defaults():
   parameters = inspect.signature(DiceTalk.generate).parameters
   for field in dataclasses.fields(GenerationConfig):
