@@ -4,23 +4,26 @@ A network is `NAME.safetensors`. Above 5 GB it is `NAME-00001-of-0000N.safetenso
 libraries write, `NAME.safetensors.index.json`.
 """
 
+import codecs
 import collections
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import write_json
+from dicetalk_jax.files import stop_if_interrupted, write_json
 from dicetalk_jax.parallel.hosts import is_first
 from dicetalk_jax.parallel.mesh import to_host
 
@@ -39,7 +42,7 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_FILE = 5 * 10**9
 # Pages of a mapped file count as memory of the process until the file is closed.
-_BYTES_MAPPED = 128 << 20
+BYTES_MAPPED = 128 << 20
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -50,20 +53,23 @@ def shapes_of(tensors: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruc
 
 def size_of(shapes: Shapes) -> int:
   """Bytes of all tensors."""
-  return sum(_bytes(leaf) for leaf in shapes.values())
+  return sum(bytes_of(leaf) for leaf in shapes.values())
 
 
-def _bytes(leaf) -> int:
-  return int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+def bytes_of(leaf: jax.ShapeDtypeStruct) -> int:
+  return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
 def write_file(
   path: pathlib.Path, shapes: Shapes, arrays: Iterable[np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-  """Writes one safetensors file. arrays: one for each of `shapes`, in the same order; one is in memory at a time."""
+  """Writes one safetensors file. arrays: one for each of `shapes`, in the same order; one is in memory at a time.
+
+  Within `new_folder`, Ctrl-C takes effect between two tensors.
+  """
   header, end = ({"__metadata__": dict(metadata)} if metadata else {}), 0
   for name, leaf in shapes.items():
-    start, end = end, end + _bytes(leaf)
+    start, end = end, end + bytes_of(leaf)
     header[name] = {"dtype": _NAMES[np.dtype(leaf.dtype)], "shape": list(leaf.shape), "data_offsets": [start, end]}
   text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
   text += b" " * (-len(text) % 8)
@@ -72,16 +78,19 @@ def write_file(
     for leaf, array in zip(shapes.values(), arrays, strict=True):
       assert array.shape == tuple(leaf.shape) and array.dtype == leaf.dtype
       file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+      stop_if_interrupted()
 
 
 def write_network(
   folder: pathlib.Path, network: str, shapes: Shapes, arrays: Iterable[np.ndarray], largest: int = _LARGEST_FILE
 ) -> None:
   """Writes the tensors of a network to `folder`, in files of at most `largest` bytes. Arguments as of `write_file`."""
-  parts: list[dict] = [{}]
+  parts, size = [{}], 0
   for path, leaf in shapes.items():
-    if parts[-1] and size_of(parts[-1]) + _bytes(leaf) > largest:
+    size += bytes_of(leaf)
+    if parts[-1] and size > largest:
       parts.append({})
+      size = bytes_of(leaf)
     parts[-1][path] = leaf
   arrays = iter(arrays)
   if len(parts) == 1:
@@ -128,7 +137,7 @@ def _weight_map(index: pathlib.Path) -> dict[str, str]:
       raise ValueError
     return names
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
-    raise _damaged(index, "it has no weight_map from tensor names to names of files beside it") from None
+    raise damaged(index, "it has no weight_map from tensor names to names of files beside it") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +147,9 @@ class StoredTensors:
   shapes: dict[str, jax.ShapeDtypeStruct]
   files: dict[str, pathlib.Path]
 
-  def read(self) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array as stored) of every tensor, in the order of the files."""
-    for name, tensor in self._tensors():
+  def read(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array as stored) of `names`, by default of every tensor in the order of the files."""
+    for name, tensor in self._tensors(names):
       yield name, tensor((slice(None),) * len(self.shapes[name].shape))
 
   def rows(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -167,15 +176,15 @@ class StoredTensors:
       arrays[name].block_until_ready()
     return arrays
 
-  def _tensors(self) -> Iterator[tuple[str, Callable[[Sequence[slice]], np.ndarray]]]:
-    """(name, function that reads a slice) of every tensor; files are closed often, so that little stays mapped."""
-    names = collections.deque(self.shapes)
+  def _tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Callable]]:
+    """(name, function that reads a slice) of tensors. Files are closed often, so that little stays mapped."""
+    names = collections.deque(self.shapes if names is None else names)
     while names:
       path, mapped = self.files[names[0]], 0
-      with _opened(path) as file:
-        while names and self.files[names[0]] == path and mapped < _BYTES_MAPPED:
+      with opened(path) as file:
+        while names and self.files[names[0]] == path and mapped < BYTES_MAPPED:
           name = names.popleft()
-          mapped += _bytes(self.shapes[name])
+          mapped += bytes_of(self.shapes[name])
           yield name, lambda index, name=name, file=file: _slice(file, name, index)
 
 
@@ -198,7 +207,7 @@ def open_files(paths: Iterable[pathlib.Path]) -> StoredTensors:
   """The tensors of safetensors files, from their headers; WeightsError if one is missing or damaged."""
   stored = StoredTensors({}, {})
   for path in paths:
-    with _opened(path) as file:
+    with opened(path) as file:
       for name in file.offset_keys():
         view = file.get_slice(name)
         if view.get_dtype() not in DTYPES:
@@ -209,28 +218,39 @@ def open_files(paths: Iterable[pathlib.Path]) -> StoredTensors:
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path):
+def opened(path: pathlib.Path) -> Iterator:
+  """`safetensors.safe_open` with NumPy; WeightsError if the file is missing or damaged."""
   try:
     with safe_open(path, framework="numpy") as file:
       yield file
   except (SafetensorError, OSError) as error:
-    raise _damaged(path, getattr(error, "strerror", None) or str(error)) from None
+    raise damaged(path, getattr(error, "strerror", None) or str(error)) from None
 
 
-def _damaged(path: pathlib.Path, cause: str) -> WeightsError:
-  cause = (cause.strip().splitlines() or [""])[0].rstrip(" .")[:200]
-  return WeightsError(f"{path} is missing or damaged ({cause}); convert, copy or download the weights again.")
+def damaged(path: pathlib.Path, cause: str | None = None) -> WeightsError:
+  """The error for a checkpoint that cannot be read."""
+  if not path.is_file():
+    return WeightsError(f"{path} is missing; convert, download or copy the weights again.")
+  if kind := other_kind(path):
+    return WeightsError(f"{path} is {kind} and no checkpoint; download or copy it again.")
+  cause = f" ({cause.strip().splitlines()[0].rstrip(' .')[:200]})" if cause else ""
+  return WeightsError(f"{path} is truncated or damaged{cause}; download or copy it again.")
 
 
-def nested(arrays: Iterable[tuple[str, np.ndarray]]) -> dict:
-  """{'a/b': array} pairs -> nested parameters."""
-  return unflatten_dict(dict(arrays), sep="/")
+def other_kind(path: pathlib.Path) -> str | None:
+  """What a server or a person may have put in place of a checkpoint, judged by how it starts."""
+  with path.open("rb") as file:
+    start = file.read(512)
+  if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+    return "a web page"
+  # The last character may be cut in two.
+  text = codecs.getincrementaldecoder("utf-8")("replace").decode(start)
+  is_text = text and all(c.isprintable() or c.isspace() for c in text) and "\ufffd" not in text
+  return "a text file" if is_text else None
 
 
 def link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
   """Hard-links a file of a weights folder, which never changes; copies it where links are impossible."""
-  import shutil
-
   target.parent.mkdir(parents=True, exist_ok=True)
   try:
     os.link(source, target)

@@ -237,7 +237,7 @@ def test_a_damaged_network_is_named(folder, kind):
   content = {"truncated": data[: len(data) // 2], "no header": bytes(1000), "web page": b"<html></html>", "empty": b""}
   path.write_bytes(content[kind])
   for use in (lambda: Weights.open(folder).load("pose_guider"), lambda: Weights.open(folder).info()):
-    with pytest.raises(WeightsError, match=r"pose_guider\.safetensors is missing or damaged") as caught:
+    with pytest.raises(WeightsError, match=r"pose_guider\.safetensors is (truncated or damaged|a web page)") as caught:
       use()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
@@ -263,5 +263,5 @@ def test_a_large_network_is_in_several_files_with_the_hubs_index(folder):
 
 def test_damaged_priors_are_named(folder):
   (folder / "emotion_priors.safetensors").unlink()
-  with pytest.raises(WeightsError, match=r"emotion_priors\.safetensors is missing or damaged"):
+  with pytest.raises(WeightsError, match=r"emotion_priors\.safetensors is missing"):
     Weights.open(folder).priors()

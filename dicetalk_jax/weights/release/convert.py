@@ -1,5 +1,6 @@
 """The released layout -> a weights folder."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -8,16 +9,14 @@ import jax
 import numpy as np
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.files import check_new, expanded, new_folder, stop_if_interrupted, write_json
+from dicetalk_jax.files import check_new, expanded, new_folder, write_json
 from dicetalk_jax.weights.description import RETAINED, SOURCE
 from dicetalk_jax.weights.folder import Weights, describe
 from dicetalk_jax.weights.priors import read_priors
 from dicetalk_jax.weights.release.source import Release, ReleasedNetwork, Tensor, open_release
-from dicetalk_jax.weights.tensors import write_file, write_network
+from dicetalk_jax.weights.tensors import bytes_of, write_file, write_network
 
 Progress = Callable[[str, int, int], None]
-# PyTorch files stay mapped to memory, and count as this process's memory, while this much is read.
-_BYTES_MAPPED = 128 << 20
 
 
 def convert(
@@ -39,13 +38,22 @@ def convert(
   check_new(weights)
   release = open_release(source)
   priors = _priors(release, priors_folder)
-  total = sum(t.spec.bytes for network in release.networks for t in network.tensors if t.entry or not slim)
-  report = _Report(progress, total)
+  total = sum(bytes_of(t.spec) for network in release.networks for t in network.tensors if t.entry or not slim)
+  done = 0
+
+  def report(what: str, arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    nonlocal done
+    for array in arrays:
+      yield array
+      done += array.nbytes
+      if progress:
+        progress(what, done, total)
+
   with new_folder(weights, needed=total) as folder:
     files = []
     for network in release.networks:
       used = [t for t in network.tensors if t.entry]
-      shapes = {t.entry.path: _struct(t.entry.transform.shape(t.spec.shape), t.spec.dtype) for t in used}
+      shapes = {t.entry.path: _flax_shape(t) for t in used}
       write_network(folder, network.name, shapes, report(network.name, (_parameter(*t) for t in _read(release, used))))
       files += _write_unused(release, network, folder, slim, report)
     write_json({"documents": release.documents, "files": files}, folder / SOURCE, indent=None)
@@ -61,37 +69,16 @@ def _priors(release: Release, folder: str | os.PathLike | None) -> dict:
   return read_priors(folder, next(sizes, 256)) if folder is not None else {}
 
 
-class _Report:
-  """Counts the bytes of arrays that pass through, for `progress`. Ctrl-C takes effect between two arrays."""
-
-  def __init__(self, progress: Progress | None, total: int):
-    self.progress, self.done, self.total = progress or (lambda *_: None), 0, total
-
-  def __call__(self, what: str, arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    for array in arrays:
-      yield array
-      self.done += array.nbytes
-      self.progress(what, self.done, self.total)
-      stop_if_interrupted()
-
-
-def _struct(shape, dtype) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, dtype)
+def _flax_shape(tensor: Tensor) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(tensor.entry.transform.shape(tensor.spec.shape), tensor.spec.dtype)
 
 
 def _read(release: Release, tensors: list[Tensor]) -> Iterator[tuple[Path, Tensor, np.ndarray]]:
   """(file, tensor, array) of each of `tensors`, in their order."""
-  start = 0
-  while start < len(tensors):
-    file, end, size = tensors[start].file, start, 0
-    while end < len(tensors) and tensors[end].file == file and size < _BYTES_MAPPED:
-      size += tensors[end].spec.bytes
-      end += 1
-    checkpoint = release.files[file]
-    arrays = checkpoint.read(tensor.key for tensor in tensors[start:end])
-    for tensor, (_, array) in zip(tensors[start:end], arrays, strict=True):
-      yield checkpoint.path, tensor, array
-    start = end
+  for number, group in itertools.groupby(tensors, lambda tensor: tensor.file):
+    file, group = release.files[number], list(group)
+    for tensor, array in zip(group, file.read(tensor.key for tensor in group), strict=True):
+      yield file.path, tensor, array
 
 
 def _parameter(path: Path, tensor: Tensor, array: np.ndarray) -> np.ndarray:
@@ -100,7 +87,7 @@ def _parameter(path: Path, tensor: Tensor, array: np.ndarray) -> np.ndarray:
   return tensor.entry.transform.to_flax(array)
 
 
-def _write_unused(release: Release, network: ReleasedNetwork, folder: Path, slim: bool, report: _Report) -> list[dict]:
+def _write_unused(release: Release, network: ReleasedNetwork, folder: Path, slim: bool, report: Callable) -> list[dict]:
   """Keeps the tensors of each file that no network reads; the rows of `source.json`, see `release.manifest`."""
   rows = []
   for number in dict.fromkeys(t.file for t in network.tensors):
@@ -109,7 +96,7 @@ def _write_unused(release: Release, network: ReleasedNetwork, folder: Path, slim
     retained = f"{RETAINED}/{number}.safetensors" if unused and not slim else None
     if retained:
       (folder / RETAINED).mkdir(exist_ok=True)
-      shapes = {t.key: _struct(t.spec.shape, t.spec.dtype) for t in unused}
+      shapes = {t.key: t.spec for t in unused}
       write_file(folder / retained, shapes, report(network.name, (array for *_, array in _read(release, unused))))
     rows.append(
       {

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from dicetalk_jax.errors import WeightsError
-from dicetalk_jax.weights.release.readers import Spec
+from dicetalk_jax.weights.tensors import Shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Checkpoint:
 
   network: str
   where: str
-  specs: Mapping[str, Spec]
+  specs: Shapes
   document: Mapping
   document_path: str
   others: Mapping[str, Mapping]

@@ -4,7 +4,9 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+
+import jax
 
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.weights.description import check_sampler, read_json
@@ -19,8 +21,9 @@ from dicetalk_jax.weights.release.layouts import (
   shards,
 )
 from dicetalk_jax.weights.release.names import Entry, plan
-from dicetalk_jax.weights.release.readers import CheckpointFile, Spec, open_checkpoint
+from dicetalk_jax.weights.release.readers import CheckpointFile, open_checkpoint
 from dicetalk_jax.weights.release.sizes import Checkpoint
+from dicetalk_jax.weights.tensors import Shapes
 
 _FLOATS = ("float16", "bfloat16", "float32")
 _PARALLEL = "module."
@@ -32,7 +35,7 @@ class Tensor:
 
   file: int
   key: str
-  spec: Spec
+  spec: jax.ShapeDtypeStruct
   entry: Entry | None
 
 
@@ -87,7 +90,7 @@ def _open_network(release: Release, network: Network, files: Files) -> ReleasedN
   if files.overlay:
     groups.append(_open_files(release, files.overlay, candidates(files.overlay)))
 
-  specs: dict[str, Spec] = {}
+  specs: dict[str, jax.ShapeDtypeStruct] = {}
   last: dict[str, int] = {}
   for number in itertools.chain(*groups):
     file = release.files[number]
@@ -120,7 +123,7 @@ def _open_network(release: Release, network: Network, files: Files) -> ReleasedN
   return ReleasedNetwork(network.name, config, tensors)
 
 
-def _architecture(release: Release, network: Network, files: Files, specs: Mapping[str, Spec], where: str) -> dict:
+def _architecture(release: Release, network: Network, files: Files, specs: Shapes, where: str) -> dict:
   document, path = {}, release.folder / (files.config or "")
   if files.config and (files.config_required or path.is_file()):
     document = read_json(path)
