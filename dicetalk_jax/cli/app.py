@@ -21,7 +21,7 @@ class App:
   """
 
   weights: pathlib.Path | None = None
-  """Weights folder. Default: the small weights in the package."""
+  """Weights folder, or user/repo on the Hugging Face hub. Default: the small weights in the package."""
 
   host: str = "127.0.0.1"
   """Address to serve at. Addresses that others can reach need --auth."""

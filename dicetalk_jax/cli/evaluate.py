@@ -27,7 +27,7 @@ class Evaluate:
   """Folder of a finished `dicetalk train measuring`."""
 
   weights: pathlib.Path | None = None
-  """Weights folder; default: the small weights in the package."""
+  """Weights folder, or user/repo on the Hugging Face hub. Default: the small weights inside the package."""
 
   clips: int = 64
   """Videos per trial."""

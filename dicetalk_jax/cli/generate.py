@@ -47,7 +47,7 @@ class Generate:
   the options below."""
 
   weights: pathlib.Path | None = None
-  """Weights folder. Default: the small weights inside the package."""
+  """Weights folder, or user/repo on the Hugging Face hub. Default: the small weights inside the package."""
 
   config: pathlib.Path | None = None
   """Preset, a Python file with defaults for the generation options, such as configs/draft.py."""

@@ -218,7 +218,7 @@ def test_info_keeps_columns_apart(weights):
   assert len(columns) == 1
 
 
-@pytest.mark.parametrize(("path", "words"), [("~nosuchuser/x", "does not have"), ("", "empty")])
+@pytest.mark.parametrize(("path", "words"), [("~nosuchuser/x", "does not exist"), ("", "empty")])
 def test_a_path_that_cannot_be_is_refused(path, words, tmp_path):
   for call in (Weights.open, lambda p: convert(p, tmp_path / "w"), lambda p: export(p, tmp_path / "back")):
     with pytest.raises(WeightsError, match=words):
