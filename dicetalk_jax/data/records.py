@@ -12,6 +12,9 @@ from dicetalk_jax.data.index import as_text
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.vocabulary import EMOTIONS, EXPRESSION_DIM, FPS, SAMPLES_PER_FRAME, TRUTH
 
+_TEXTS = ("clip", "source", "split", "identity", "video", "sentence")
+_INTEGERS = ("level", "num_frames", "height", "width")
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -77,25 +80,11 @@ class Clip:
     for name, (length, expected) in lengths.items():
       if length != expected:
         raise ValueError(f"clip {self.clip}: {name} has {length} rows for {n} frames, expected {expected}")
-    return {
-      "clip": self.clip,
-      "source": self.source,
-      "split": self.split,
-      "identity": self.identity,
-      "video": self.video,
-      "emotion": -1 if self.emotion is None else EMOTIONS.index(self.emotion),
-      "level": np.int32(self.level),
-      "frames": self.frames,
-      "num_frames": np.int32(n),
-      "height": np.int32(self.height),
-      "width": np.int32(self.width),
-      "face_box": np.asarray(self.face_box, np.int32),
-      "crop": np.asarray(self.crop, np.int32),
-      "audio": np.asarray(self.audio, np.float32),
-      "expression": np.asarray(expression, np.float32),
-      "truth": np.asarray(truth, np.float32),
-      "sentence": self.sentence,
-    }
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    values |= {name: np.asarray(values[name], np.int32)[()] for name in (*_INTEGERS, "face_box", "crop")}
+    arrays = {"audio": self.audio, "expression": expression, "truth": truth}
+    values |= {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    return values | {"emotion": -1 if self.emotion is None else EMOTIONS.index(self.emotion)}
 
 
 def features():
@@ -116,9 +105,9 @@ def features():
   text, integer = f.Text(), f.Scalar(dtype=np.int32)
   return f.FeaturesDict(
     {
-      **dict.fromkeys(("clip", "source", "split", "identity", "video", "sentence"), text),
+      **dict.fromkeys(_TEXTS, text),
       "emotion": f.ClassLabel(names=list(EMOTIONS)),
-      **dict.fromkeys(("level", "num_frames", "height", "width"), integer),
+      **dict.fromkeys(_INTEGERS, integer),
       "frames": f.Tensor(shape=(), dtype=np.object_),
       "face_box": f.Tensor(shape=(4,), dtype=np.int32),
       "crop": f.Tensor(shape=(3,), dtype=np.int32),
@@ -131,22 +120,13 @@ def features():
 
 def clip_of(example: dict) -> Clip:
   """An example as a data source gives it -> Clip."""
-  text = {k: as_text(example[k]) for k in ("clip", "source", "split", "identity", "video", "sentence")}
-  emotion = int(example["emotion"])
-  return Clip(
-    **text,
-    frames=bytes(example["frames"]),
-    num_frames=int(example["num_frames"]),
-    height=int(example["height"]),
-    width=int(example["width"]),
-    face_box=tuple(int(v) for v in example["face_box"]),
-    crop=tuple(int(v) for v in example["crop"]),
-    audio=np.asarray(example["audio"], np.float32),
-    emotion=EMOTIONS[emotion] if emotion >= 0 else None,
-    level=int(example["level"]),
-    expression=np.asarray(example["expression"]) if len(example["expression"]) else None,
-    truth=np.asarray(example["truth"]) if len(example["truth"]) else None,
-  )
+  values = {field.name: example[field.name] for field in dataclasses.fields(Clip)}
+  values |= {name: as_text(values[name]) for name in _TEXTS} | {name: int(values[name]) for name in _INTEGERS}
+  values |= {name: tuple(int(v) for v in values[name]) for name in ("face_box", "crop")}
+  # Unknown arrays have no rows.
+  values |= {name: values[name] if len(values[name]) else None for name in ("expression", "truth")}
+  emotion = int(values["emotion"])
+  return Clip(**values | {"frames": bytes(values["frames"]), "emotion": EMOTIONS[emotion] if emotion >= 0 else None})
 
 
 def encode_frames(frames: Iterable[np.ndarray], crf: float = 12) -> tuple[bytes, int]:
