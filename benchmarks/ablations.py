@@ -17,12 +17,12 @@ import common
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.config import load_preset
 from dicetalk_jax.data.batches.sources import ClipSets
 from dicetalk_jax.evaluation.ablations import VARIANTS, run_ablations, table
 from dicetalk_jax.evaluation.measuring import MeasuringConfig, check, train_measuring
 from dicetalk_jax.evaluation.networks.measuring import Measuring
+from dicetalk_jax.parallel.compilation import use_fast_convolutions
 from dicetalk_jax.training.adaptation import train_adaptation
 from dicetalk_jax.training.config import AdaptationConfig
 from dicetalk_jax.training.overrides import override

@@ -56,7 +56,7 @@ def draw(key, shape, dtype):
 
 
 def random_state(setup, config, optimizer):
-  """As `training.adaptation.initial_state`, with random parameters drawn one by one, which compiles in seconds."""
+  """A state of random parameters, drawn one by one, which compiles in seconds."""
   leaves, tree = jax.tree.flatten(setup.shapes)
   keys = jax.random.split(jax.random.key(0, impl="rbg"), len(leaves))
   params = tree.unflatten(draw(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True))

@@ -21,12 +21,12 @@ import tempfile
 import common
 import numpy as np
 
-from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.config import load_preset
 from dicetalk_jax.data.batches.embedder import embedder_batches
 from dicetalk_jax.data.encode.record import EncodedClip, encoded_clip, features, open_encoded
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
 from dicetalk_jax.media.expression import read_expression
+from dicetalk_jax.parallel.compilation import use_fast_convolutions
 from dicetalk_jax.training.clustering import strength_by_emotion
 from dicetalk_jax.training.config import EmbedderConfig
 from dicetalk_jax.training.embedder import embed, separation, train_embedder

@@ -17,8 +17,8 @@ import common
 import jax
 import jax.numpy as jnp
 
-from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.models.unet import UNet
+from dicetalk_jax.parallel.compilation import use_fast_convolutions
 
 SIDES = PYTORCH, OURS, ADAPTED = "PyTorch (diffusers)", "dicetalk_jax without adapters", "dicetalk_jax"
 

@@ -3,8 +3,8 @@
 dicetalk data encode data/mead encoded/mead --weights runs/embedder/weights     # and hdtf, voxceleb2
 dicetalk train adaptation --config configs/adaptation_512.py
 
-`--dry-run` tells parameters, memory and operations by group. The weights are the release's, or Stable Video Diffusion's
-in the same layout, with the embedder that stage 1 has added; what trains is `trainable`.
+`--dry-run` prints parameters, memory and FLOP by group. The weights are the release's, or Stable Video Diffusion's in
+the same layout, with the embedder of stage 1. `trainable` selects what trains.
 """
 
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig

@@ -1,9 +1,9 @@
 """Stage 1 of the paper: the emotion embedder on MEAD and HDTF.
 
-dicetalk data encode data/mead encoded/mead --weights weights --what audio      # and hdtf; audio is all it needs
+dicetalk data encode data/mead encoded/mead --weights weights --what audio      # and hdtf; it needs audio only
 dicetalk train embedder --config configs/embedder.py
 
-5.6 million parameters: under 2 GB on any accelerator. `--dry-run` tells more; the rest depends on the machine.
+The embedder has 5.6 million parameters and trains in under 2 GB on any accelerator. `--dry-run` prints more.
 """
 
 from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig

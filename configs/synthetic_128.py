@@ -1,4 +1,4 @@
-"""Everything from nothing on the drawn world at 128 pixels, in pieces, on a CPU.
+"""All stages from nothing on the drawn world at 128 pixels, on a CPU.
 
 dicetalk data build synthetic --out data/drawn --people 48 --test-people 12 --takes 1
 dicetalk data build synthetic --out data/people --people 650 --test-people 4 --takes 1 --scenes 6 --longest 24 \
@@ -35,7 +35,7 @@ dicetalk average runs/drawn/last_[12]/weights --out runs/drawn/last
 dicetalk priors encoded/drawn --weights runs/drawn/last --out weights_drawn --min-level 3
 dicetalk pack weights_drawn small --config configs/synthetic_128.py
 
-Up to 3.5 GB of memory. Time on two cores: docs/training.md, which also tells of what is already in the package.
+Needs up to 3.5 GB of memory. docs/training.md has times on two cores, and describes the result in the package.
 """
 
 import dataclasses
@@ -58,8 +58,8 @@ from dicetalk_jax.training.config import (
 from dicetalk_jax.training.foundations import config as foundations
 from dicetalk_jax.weights.architectures import small_conditioning, small_unet
 
-# What `dicetalk pack` gives its weights as defaults. Noise above 30 hides all of a latent this small, noise below 0.1
-# is not seen, and steps there are for nothing. The VAE has learnt single frames: several together it mixes badly.
+# Defaults that `dicetalk pack` stores in the weights. Noise above 30 hides a latent of this size completely and noise
+# below 0.1 is invisible, so steps there are wasted. The VAE learnt from single frames and decodes several worse.
 generation = GenerationConfig(
   size=128,
   steps=6,
@@ -71,10 +71,9 @@ generation = GenerationConfig(
   emotion_scale=5.0,
   decode_chunk=1,
 )
-# People of PEOPLE have voices of any emotion: where voice and face always agree, the U-Net listens to the voice for
-# what the prior should tell.
+# In PEOPLE, voices have any emotion. If voice and face always agreed, the U-Net would take the emotion from the voice.
 DATA, ENCODED, PEOPLE, RUNS = "data/drawn", "encoded/drawn", "encoded/people", "runs/drawn"
-# Of tokens, embeddings, Whisper's states and priors.
+# Width of tokens, embeddings, Whisper's states and priors.
 WIDTH = 64
 
 
@@ -89,20 +88,19 @@ def optimizer(rate, warmup, decay=0.98):
 autoencoder = foundations.AutoencoderConfig(
   out=f"{RUNS}/autoencoder",
   data=(DATA,),
-  model=foundations.AutoencoderModelConfig((32, 32, 64, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8),
-  # A quarter of a picture at a time: more pictures for the same arithmetic.
+  model=dict(block_out_channels=[32, 32, 64, 64], layers_per_block=1, latent_channels=8, norm_num_groups=8),
+  # A quarter of each picture: more pictures for the same arithmetic.
   batches=FrameBatchConfig(batch=4, frames=2, crop=64, recolour=0.2),
   optimizer=optimizer(1e-3, 100),
   loop=loop(3000),
   kl_weight=3e-4,
-  memory_gb=1.0,
 )
 
 image_encoder = foundations.ImageEncoderConfig(
   out=f"{RUNS}/image_encoder",
   data=(DATA,),
   weights=f"{RUNS}/autoencoder/weights",
-  model=foundations.ImageEncoderModelConfig(
+  model=dict(
     hidden_size=64,
     intermediate_size=128,
     projection_dim=WIDTH,
@@ -111,7 +109,6 @@ image_encoder = foundations.ImageEncoderConfig(
     patch_size=28,
   ),
   batches=PortraitBatchConfig(people=32, pictures=2),
-  memory_gb=1.0,
   optimizer=optimizer(1e-3, 50),
   loop=loop(400),
 )
@@ -120,9 +117,7 @@ audio_encoder = foundations.AudioEncoderConfig(
   out=f"{RUNS}/audio_encoder",
   data=(DATA,),
   weights=f"{RUNS}/image_encoder/weights",
-  model=foundations.AudioEncoderModelConfig(
-    d_model=WIDTH, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128
-  ),
+  model=dict(d_model=WIDTH, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128),
   batches=SpeechBatchConfig(batch=16, frames=64, chunks=1),
   optimizer=optimizer(3e-3, 50),
   loop=loop(700),
@@ -132,7 +127,7 @@ frame_interpolator = foundations.FrameInterpolatorConfig(
   out=f"{RUNS}/frame_interpolator",
   data=(DATA,),
   weights=f"{RUNS}/faces/weights",
-  model=foundations.FrameInterpolatorModelConfig(features=24),
+  model=dict(features=24),
   batches=FrameBatchConfig(batch=4, frames=3, recolour=0.2),
   optimizer=optimizer(5e-4, 50),
   loop=loop(800),
@@ -143,7 +138,7 @@ embedder = EmbedderConfig(
   weights=f"{RUNS}/frame_interpolator/weights",
   data=(ENCODED, PEOPLE),
   model=EmbedderModelConfig(features=WIDTH, num_layers=2, num_fusion_layers=2, num_heads=4, mlp=256),
-  # All 22 emotions with their levels in each batch, of anyone: priors then tell of the emotion and not of the person.
+  # All 22 emotions with their levels in each batch, of any person, so that priors do not depend on the person.
   batches=EmbedderBatchConfig(groups=22, clips=4, frames=48, group="emotion"),
   optimizer=optimizer(1e-3, 50),
   loop=loop(900),
@@ -162,17 +157,17 @@ adaptation = AdaptationConfig(
   emotional=(PEOPLE,),
   size=128,
   trainable=("all",),
-  # Single frames of many clips teach emotions, windows of frames how faces move. docs/training.md has the figures.
-  # A prior of any clip of the emotion: its own tells which clip it is, and the network would know that by heart.
+  # Single frames of many clips teach emotions, windows teach motion: docs/training.md has the figures. The prior comes
+  # from any clip of the emotion; a clip's own prior would identify the clip, which the network would memorise.
   batches=DiffusionBatchConfig(batch=16, frames=1, prior_frames=48, reference="person", prior="emotion"),
-  # Learns more in a step than Adam.
+  # Learns more per step than Adam.
   optimizer=dataclasses.replace(optimizer(1.5e-3, 50, 0.995), kind="muon"),
-  # Noise that hides a latent of 64x64 hides more than all of one of 16x16.
+  # Small latents need less noise: what hides half of 64x64 values hides all of 16x16.
   objective=ObjectiveConfig(sigma_mean=0.5, sigma_std=1.4),
   loop=loop(6000),
   samples=SamplesConfig(generation=generation),
   remat=False,
 )
 
-# What `dicetalk evaluate` measures with; it sees true frames alone.
+# The network of `dicetalk evaluate`. It trains on true frames only.
 measuring = MeasuringConfig(out=f"{RUNS}/measuring", data=(DATA,), people=6000)

@@ -1,11 +1,11 @@
-"""Everything from nothing on the drawn world at 64 pixels, in minutes a stage on a CPU; docs/training.md has the whole.
+"""All stages from nothing on the drawn world at 64 pixels, minutes each on a CPU. docs/training.md has all commands.
 
 dicetalk data build synthetic --out data/small --size 64 --people 48 --test-people 12 --takes 1
 dicetalk train autoencoder        --config configs/synthetic_small.py     # then audio-encoder, image-encoder
 dicetalk data encode data/small encoded/small --weights runs/small/image_encoder/weights
 dicetalk train embedder           --config configs/synthetic_small.py     # then adaptation
 
-Under 3 GB of memory each. Time on two cores: docs/training.md.
+Each needs under 3 GB of memory. docs/training.md has times on two cores.
 """
 
 from dicetalk_jax.config import GenerationConfig
@@ -25,7 +25,7 @@ from dicetalk_jax.training.foundations import config as foundations
 from dicetalk_jax.weights.architectures import small_conditioning, small_unet
 
 DATA, ENCODED, RUNS = "data/small", "encoded/small", "runs/small"
-# Of tokens, embeddings, Whisper's states and priors.
+# Width of tokens, embeddings, Whisper's states and priors.
 WIDTH = 64
 
 
@@ -40,9 +40,9 @@ def optimizer(rate, warmup):
 autoencoder = foundations.AutoencoderConfig(
   out=f"{RUNS}/autoencoder",
   data=(DATA,),
-  model=foundations.AutoencoderModelConfig((32, 32, 64), layers_per_block=1, norm_num_groups=8),
+  model=dict(block_out_channels=[32, 32, 64], layers_per_block=1, norm_num_groups=8),
   batches=FrameBatchConfig(batch=2, frames=2, recolour=0.2),
-  # Faster ones undo the start, a small copy of the picture.
+  # A higher rate destroys the initial parameters, which copy the picture.
   optimizer=optimizer(2e-4, 20),
   loop=loop(1000),
   kl_weight=3e-4,
@@ -52,9 +52,7 @@ audio_encoder = foundations.AudioEncoderConfig(
   out=f"{RUNS}/audio_encoder",
   data=(DATA,),
   weights=f"{RUNS}/autoencoder/weights",
-  model=foundations.AudioEncoderModelConfig(
-    d_model=WIDTH, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128
-  ),
+  model=dict(d_model=WIDTH, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128),
   batches=SpeechBatchConfig(batch=16, frames=64, chunks=1),
   optimizer=optimizer(3e-3, 50),
   loop=loop(700),
@@ -64,7 +62,7 @@ image_encoder = foundations.ImageEncoderConfig(
   out=f"{RUNS}/image_encoder",
   data=(DATA,),
   weights=f"{RUNS}/audio_encoder/weights",
-  model=foundations.ImageEncoderModelConfig(
+  model=dict(
     hidden_size=64,
     intermediate_size=128,
     projection_dim=WIDTH,

@@ -5,9 +5,14 @@ import os
 import signal
 import sys
 
+from dicetalk_jax.cli.terminal import STOPPED
+
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one verb; returns the exit code: 0, 1 (it could not be done) or 130 (Ctrl-C); a wrong command line exits 2."""
+  """Runs one verb and returns its exit code.
+
+  0: done. 1: failed, with a message. 75: training was stopped and saved. 130: Ctrl-C. A wrong command line: 2.
+  """
   from dicetalk_jax.cli.verbs import run
 
   return run(sys.argv[1:] if arguments is None else arguments)
@@ -17,6 +22,9 @@ def entry():
   """What `dicetalk` starts: `main` as a whole process."""
   # Registered first, so it runs last, after what ends worker processes. Python by itself would end by SIGINT where a
   # Ctrl-C passed through an exec(), as dataclasses have them, even though it was caught.
+  if os.getpid() == 1:
+    # The kernel drops SIGTERM for the first process of a container that has no handler.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
   interrupted = []
   atexit.register(lambda: _leave() if interrupted else None)
   try:
@@ -33,7 +41,7 @@ def entry():
     # While Python was still importing, or a second one while the first was being heeded.
     print("stopped", file=sys.stderr)
     code = 130
-  if "dicetalk_jax.parallel.hosts" in sys.modules:
+  if code not in (0, STOPPED) and "dicetalk_jax.parallel.hosts" in sys.modules:
     sys.modules["dicetalk_jax.parallel.hosts"].leave(code)
   if code == 130:
     # What is ending anyway is not to be interrupted again.

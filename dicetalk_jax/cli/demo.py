@@ -12,11 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dicetalk_jax.cli.terminal import use_fast_convolutions
 from dicetalk_jax.data.build.synthetic import test_person
 from dicetalk_jax.errors import DiceTalkError
 from dicetalk_jax.inference.pipeline import DiceTalk
-from dicetalk_jax.parallel.compilation import keep_compiled_programs
+from dicetalk_jax.parallel.compilation import keep_compiled_programs, use_fast_convolutions
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 from dicetalk_jax.world.identity import draw_identity
 from dicetalk_jax.world.parameters import PARAMETERS

@@ -85,7 +85,7 @@ class Generate:
     from dicetalk_jax.parallel.compilation import keep_compiled_programs
     from dicetalk_jax.weights.folder import Weights
 
-    hosts.connect(_say)
+    hosts.connect()
     keep_compiled_programs()
     if jax.process_count() > 1 and not self.mesh:
       raise InputError(
@@ -126,7 +126,7 @@ class Generate:
     from dicetalk_jax.parallel.compilation import keep_compiled_programs
     from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
 
-    hosts.connect(_say)
+    hosts.connect()
     keep_compiled_programs()
     # Each host generates videos of its own.
     mesh = make_mesh(MeshConfig.parse(self.mesh), jax.local_devices()) if self.mesh else None

@@ -1,8 +1,6 @@
-"""What every verb shows and heeds on a terminal: progress, Ctrl-C, and the flags that XLA reads when JAX starts."""
+"""Progress and Ctrl-C on a terminal, for every verb."""
 
 import contextlib
-import importlib.metadata
-import os
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +16,8 @@ from rich.progress import (
 from dicetalk_jax.files import interrupts
 
 console = Console(stderr=True, highlight=False)
+# Exit code of a run that was stopped and saved (EX_TEMPFAIL): the same command continues it.
+STOPPED = 75
 
 
 @contextlib.contextmanager
@@ -62,12 +62,3 @@ def interruptible():
         raise KeyboardInterrupt
 
     yield stop_if_interrupted
-
-
-def use_fast_convolutions():
-  """jaxlib's default fusion makes convolutions on a CPU 1.5 times slower; XLA reads this when JAX starts."""
-  flags = os.environ.get("XLA_FLAGS", "")
-  # XLA ends the process for a flag that it does not know: these versions know it.
-  known = importlib.metadata.version("jaxlib").startswith(("0.10.", "0.12."))
-  if known and "ynn_fusion" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_experimental_ynn_fusion_type=".strip()

@@ -1,211 +1,193 @@
-"""The verbs `train embedder`, `train adaptation`, and those of networks that a release would bring."""
+"""The verb `train`: one sub-verb for each stage."""
 
 import dataclasses
+import importlib
 import pathlib
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import tyro
 
-from dicetalk_jax.cli.terminal import console, progress_bars
+from dicetalk_jax.cli.terminal import STOPPED, console, progress_bars
 from dicetalk_jax.config import load_preset
 
+_SHOWN = ("loss", "denoising", "emotion", "vq", "accuracy", "grad_norm", "skipped")
+
 
 @dataclasses.dataclass(frozen=True)
-class _Training:
-  """Shared by all stages."""
-
-  ends_with: ClassVar[str] = "weights"
+class _Stage:
+  """Options of all stages."""
 
   config: pathlib.Path
-  """Preset, a Python file such as those in configs/."""
+  """Preset: a Python file such as those in configs/."""
 
   set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="A.B=VALUE")] = ()
-  """Change one setting of the preset, such as optimizer.learning_rate=1e-4; as often as wanted."""
+  """Change settings of the preset, such as optimizer.learning_rate=1e-4."""
 
   out: pathlib.Path | None = None
-  """Folder of the run: new, or one to go on with; default: the preset's."""
+  """Run folder. An existing run continues. Default: the preset's."""
+
+  # "module:name" of the settings and of the function that trains, and what a finished run leaves in its folder.
+  SETTINGS = TRAIN = ""
+  RESULT = "weights"
 
   def run(self):
-    kind, train = self._stage()
-    _run(train, self._config(kind), self.ends_with)
+    from dicetalk_jax.parallel.compilation import keep_compiled_programs
 
-  def _config(self, kind):
+    config = self._config()
+    keep_compiled_programs()
+    return _train(_imported(self.TRAIN), config, self.RESULT)
+
+  def _config(self):
+    # Before anything slow is imported, so that a wrong setting is reported at once.
     from dicetalk_jax.training.overrides import override
 
-    config = override(load_preset(self.config, kind), self.set)
+    config = override(load_preset(self.config, _imported(self.SETTINGS)), self.set)
     return dataclasses.replace(config, out=str(self.out)) if self.out else config
-
-  def _stage(self) -> tuple[type, Callable]:
-    """(its configuration, what trains it)."""
-    raise AssertionError("each stage has its own")
 
 
 @dataclasses.dataclass(frozen=True)
-class _ForetoldTraining(_Training):
-  """Shared by the stages whose costs can be told before."""
+class _PlannedStage(_Stage):
+  """Options of the two stages of the paper, which also run on several hosts."""
 
   dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-  """Print parameters, memory and operations by group, and end."""
+  """Print parameters, memory and FLOP by group, and train nothing."""
+
+  compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+  """With --dry-run: also compile the step, minutes at full size, to include activations in the memory."""
 
   def run(self):
-    if not self.dry_run:
-      from dicetalk_jax.parallel import hosts
+    if self.dry_run:
+      config = self._config()
+      from dicetalk_jax.planning.dry_run import training_costs
 
-      hosts.connect(_warn)
-      super().run()
-      return
-    kind, _ = self._stage()
-    print(self._costs(self._config(kind)))
+      print(training_costs(config, self.compile))
+      return 0
+    from dicetalk_jax.parallel import hosts
 
-  def _costs(self, config):
-    raise AssertionError("each stage has its own")
+    hosts.connect()
+    return super().run()
 
 
-def _run(train: Callable[..., tuple[Any, Any]], config, ends_with: str) -> None:
+def _imported(name: str):
+  module, _, attribute = name.partition(":")
+  return getattr(importlib.import_module(f"dicetalk_jax.{module}"), attribute)
+
+
+def _train(train, config, result: str) -> int:
+  """Trains with progress on the terminal; returns the exit code."""
   from dicetalk_jax.parallel.hosts import is_first
   from dicetalk_jax.training.loop import Status
 
-  every = config.loop.log_every
-  # One terminal shows what all hosts do together.
+  every, out = config.loop.log_every, pathlib.Path(config.out)
+  # The first host's terminal shows what all hosts do together.
   if not is_first():
-    train(config, warn=lambda message: None)
-    return
+    _, outcome = train(config, warn=lambda message: None)
+    return 0 if outcome.status == Status.FINISHED else STOPPED
 
-  with progress_bars() as progress:
+  with progress_bars() as bars:
+
+    def progress(what, done, total):
+      if (what, done) == ("compile", 0):
+        _say("Compiling the training step. This can take minutes; a later start finds it in the cache.")
+      elif what != "compile":
+        bars(what, done, total)
 
     def report(step, metrics):
       if step == 1 or step % every == 0:
-        shown = ("loss", "denoising", "emotion", "vq", "accuracy", "grad_norm", "skipped")
-        _tell(f"step {step}", {name: metrics[name] for name in shown if name in metrics})
+        _values(f"step {step}", {name: metrics[name] for name in _SHOWN if name in metrics})
 
     def validated(step, scalars):
-      _tell(f"step {step}, held out", scalars)
+      _values(f"step {step}, held out", scalars)
 
-    _, outcome = train(config, report=report, progress=progress, warn=_warn, validated=validated)
+    _, outcome = train(config, report=report, progress=progress, warn=_say, validated=validated)
   if outcome.status == Status.FINISHED:
-    result = pathlib.Path(config.out) / ends_with
-    print(f"{config.out}: finished after {outcome.step} steps; {result.stem}: {result}")
-  else:
-    print(f"{config.out}: stopped after step {outcome.step}, and saved; the same command goes on from there")
+    print(f"{out}: finished after {outcome.step} steps; {pathlib.Path(result).stem}: {out / result}")
+    return 0
+  print(f"{out}: stopped after step {outcome.step}, and saved; the same command continues from there")
+  return STOPPED
 
 
-def _warn(message: str) -> None:
+def _say(message: str) -> None:
   console.print(message, soft_wrap=True, markup=False)
 
 
-def _tell(what: str, values) -> None:
-  text = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
-  console.print(f"{what}: {text}", soft_wrap=True, markup=False)
+def _values(what: str, values) -> None:
+  _say(f"{what}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()))
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedder(_ForetoldTraining):
-  """Train the emotion embedder on encoded sets (stage 1). Goes on where it was stopped.
+class Embedder(_PlannedStage):
+  """Stage 1: train the emotion embedder on encoded sets.
 
   Example: dicetalk train embedder --config configs/embedder.py --set loop.steps=20000
   """
 
-  def _stage(self):
-    from dicetalk_jax.training.config import EmbedderConfig
-    from dicetalk_jax.training.embedder import train_embedder
-
-    return EmbedderConfig, train_embedder
-
-  def _costs(self, config):
-    from dicetalk_jax.planning.dry_run import embedder_costs
-
-    return embedder_costs(config)
+  SETTINGS, TRAIN = "training.config:EmbedderConfig", "training.embedder:train_embedder"
 
 
 @dataclasses.dataclass(frozen=True)
-class Adaptation(_ForetoldTraining):
-  """Adapt the diffusion model to speech and emotion on encoded sets (stage 2). Goes on where it was stopped.
+class Adaptation(_PlannedStage):
+  """Stage 2: adapt the diffusion model to speech and emotion on encoded sets.
 
   Example: dicetalk train adaptation --config configs/adaptation_512.py --set batches.batch=4
   """
 
-  def _stage(self):
-    from dicetalk_jax.training.adaptation import train_adaptation
-    from dicetalk_jax.training.config import AdaptationConfig
-
-    return AdaptationConfig, train_adaptation
-
-  def _costs(self, config):
-    from dicetalk_jax.planning.dry_run import adaptation_costs
-
-    return adaptation_costs(config)
+  SETTINGS, TRAIN = "training.config:AdaptationConfig", "training.adaptation:train_adaptation"
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoencoder(_Training):
-  """Train a VAE from nothing on built sets, where no release's is at hand.
+class Autoencoder(_Stage):
+  """Train a VAE from nothing on built sets.
 
   Example: dicetalk train autoencoder --config configs/synthetic_small.py
   """
 
-  def _stage(self):
-    from dicetalk_jax.training.foundations.autoencoder import train_autoencoder
-    from dicetalk_jax.training.foundations.config import AutoencoderConfig
-
-    return AutoencoderConfig, train_autoencoder
+  SETTINGS = "training.foundations.config:AutoencoderConfig"
+  TRAIN = "training.foundations.autoencoder:train_autoencoder"
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioEncoder(_Training):
-  """Train a Whisper-shaped encoder from nothing on drawn sets, whose phonemes are known.
+class AudioEncoder(_Stage):
+  """Train a Whisper encoder from nothing on drawn sets, whose phonemes are known.
 
   Example: dicetalk train audio-encoder --config configs/synthetic_small.py
   """
 
-  def _stage(self):
-    from dicetalk_jax.training.foundations.audio_encoder import train_audio_encoder
-    from dicetalk_jax.training.foundations.config import AudioEncoderConfig
-
-    return AudioEncoderConfig, train_audio_encoder
+  SETTINGS = "training.foundations.config:AudioEncoderConfig"
+  TRAIN = "training.foundations.audio_encoder:train_audio_encoder"
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageEncoder(_Training):
-  """Train a CLIP-shaped encoder from nothing on built sets: whom a picture shows.
+class ImageEncoder(_Stage):
+  """Train a CLIP vision encoder from nothing on built sets, to recognise people.
 
   Example: dicetalk train image-encoder --config configs/synthetic_small.py
   """
 
-  def _stage(self):
-    from dicetalk_jax.training.foundations.config import ImageEncoderConfig
-    from dicetalk_jax.training.foundations.image_encoder import train_image_encoder
-
-    return ImageEncoderConfig, train_image_encoder
+  SETTINGS = "training.foundations.config:ImageEncoderConfig"
+  TRAIN = "training.foundations.image_encoder:train_image_encoder"
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameInterpolator(_Training):
-  """Train RIFE from nothing on built sets: the frame between two.
+class FrameInterpolator(_Stage):
+  """Train RIFE from nothing on built sets, to predict the frame between two others.
 
   Example: dicetalk train frame-interpolator --config configs/synthetic_128.py
   """
 
-  def _stage(self):
-    from dicetalk_jax.training.foundations.config import FrameInterpolatorConfig
-    from dicetalk_jax.training.foundations.frame_interpolator import train_frame_interpolator
-
-    return FrameInterpolatorConfig, train_frame_interpolator
+  SETTINGS = "training.foundations.config:FrameInterpolatorConfig"
+  TRAIN = "training.foundations.frame_interpolator:train_frame_interpolator"
 
 
 @dataclasses.dataclass(frozen=True)
-class Measuring(_Training):
-  """Train the network that `dicetalk evaluate` measures pictures with, on true frames of drawn sets.
+class Measuring(_Stage):
+  """Train the network that `dicetalk evaluate` measures pictures with, on drawn people.
 
   Example: dicetalk train measuring --config configs/synthetic_128.py
   """
 
-  ends_with: ClassVar[str] = "measuring.safetensors"
-
-  def _stage(self):
-    from dicetalk_jax.evaluation.measuring import MeasuringConfig, train_measuring
-
-    return MeasuringConfig, train_measuring
+  SETTINGS, TRAIN = "evaluation.measuring:MeasuringConfig", "evaluation.measuring:train_measuring"
+  RESULT = "measuring.safetensors"
 
 
 def _subcommand(name, verb):
@@ -214,7 +196,7 @@ def _subcommand(name, verb):
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-  """Train the emotion embedder or the diffusion model, or what these stand on. Ctrl-C saves; the same command goes on.
+  """Train one stage. Ctrl-C and SIGTERM save and exit with code 75; the same command continues the run.
 
   Example: dicetalk train embedder --config configs/embedder.py
   """
@@ -230,11 +212,11 @@ class Train:
   ]
 
   def run(self):
-    self.stage.run()
+    return self.stage.run()
 
 
 def spelt_out(arguments: list[str]) -> list[str]:
-  """The command line with `--set` before each of several settings that follow one."""
+  """The command line with `--set` before each of several settings that follow one `--set`."""
   spelt, setting = [], False
   for argument in arguments:
     setting = argument == "--set" or (setting and "=" in argument and not argument.startswith("-"))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import sys
 from typing import Annotated, Union
 
 import tyro
@@ -16,10 +17,11 @@ from dicetalk_jax.cli.generate import Generate
 from dicetalk_jax.cli.plan import Plan
 from dicetalk_jax.cli.priors import Priors
 from dicetalk_jax.cli.release import Average, Convert, Download, Export, Info, Pack, Widen
-from dicetalk_jax.cli.terminal import console, use_fast_convolutions
+from dicetalk_jax.cli.terminal import console
 from dicetalk_jax.cli.train import Train, spelt_out
 from dicetalk_jax.config import GenerationConfig, load_preset
 from dicetalk_jax.errors import DiceTalkError, out_of_memory
+from dicetalk_jax.parallel.compilation import use_fast_convolutions
 
 _VERBS = {
   "download": Download,
@@ -89,12 +91,11 @@ def run(arguments: list[str]) -> int:
   except KeyboardInterrupt:
     console.print("stopped; files that were complete are untouched")
     return 130
-  except (MemoryError, RuntimeError) as error:
+  except (MemoryError, RuntimeError, ValueError) as error:
     if not out_of_memory(error):
-      # If another process of this run has ended, report that instead.
-      from dicetalk_jax.parallel import hosts
-
-      hosts.wait_for_news()
+      hosts = sys.modules.get("dicetalk_jax.parallel.hosts")
+      if message := hosts and hosts.lost_process(error):
+        return _fail(message)
       raise
     smaller = "batches.batch, or remat" if arguments[0] == "train" else "--size, --window or --decode-chunk"
     return _fail(f"the device has too little memory; try a smaller {smaller}")

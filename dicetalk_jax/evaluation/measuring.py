@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +14,26 @@ from dicetalk_jax.diffusion.losses import emotion_loss
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.evaluation.drawn_faces import EXPRESSIONS, PORTRAITS, DrawnFaces, draw_faces
 from dicetalk_jax.evaluation.networks.measuring import FILE, MEASURED, Measuring, MeasuringNetwork
-from dicetalk_jax.training.checkpoints import show
-from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
-from dicetalk_jax.training.foundations.common import fit, held_out
+from dicetalk_jax.parallel.mesh import MeshConfig
+from dicetalk_jax.training.config import LoopConfig, OptimizerConfig, StageConfig
 from dicetalk_jax.training.loop import Outcome, Status
+from dicetalk_jax.training.stage import Stage
 from dicetalk_jax.vocabulary import EMOTIONS, LEVELS, TRUTH
 
 _COLUMNS = [TRUTH.index(name) for name in MEASURED]
 _FRAMES = 30  # stream of random numbers
 _TEMPERATURE = 0.1  # of the softmax over training identities
-_SPLIT = "test"
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasuringConfig:
-  """Training of the measuring network."""
-
-  out: str = "runs/measuring"
-  """Folder of the run: checkpoints, log, and the trained network, measuring.safetensors."""
+class MeasuringConfig(StageConfig):
+  """The network that `dicetalk evaluate` measures pictures with. Its result is measuring.safetensors."""
 
   data: tuple[str, ...] = ()
-  """Drawn sets (`dicetalk data build synthetic`) to check the trained network on; may be empty."""
+  """Drawn sets to check the trained network on, if any. Training draws its own people."""
 
   people: int = 2000
-  """People of the train split of seed `loop.seed`. Eight frames of each are drawn: 0.4 MB at 128 pixels."""
+  """Drawn people of training. Each has eight frames, 0.4 MB at 128 pixels."""
 
   size: int = 128
   """Height and width of the frames in pixels, a multiple of 32."""
@@ -50,10 +44,15 @@ class MeasuringConfig:
   optimizer: OptimizerConfig = dataclasses.field(
     default_factory=lambda: OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99)
   )
-  """Optimizer, learning rate, moving average."""
+  """Optimizer, learning rate, clipping, accumulation, moving average."""
 
-  loop: LoopConfig = dataclasses.field(default_factory=lambda: LoopConfig(steps=3000, checkpoint_every=500))
-  """Steps, logging and checkpoints."""
+  loop: LoopConfig = dataclasses.field(default_factory=lambda: LoopConfig(steps=3000))
+  """Steps, logging, checkpoints."""
+
+  mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))
+  """Devices of this host as data x fsdp x tensor."""
+
+  STAGE = "measuring"
 
 
 class _Source:
@@ -96,71 +95,65 @@ def _degrade(frames, key):
 
 
 def train_measuring(
-  config: MeasuringConfig,
-  folder: str | os.PathLike | None = None,
-  report: Callable[[int, dict[str, float]], None] | None = None,
-  progress: Callable[[str, int, int], None] | None = None,
-  warn: Callable[[str], None] = show,
-  validated: Callable[[int, Mapping[str, float]], None] | None = None,
+  config: MeasuringConfig, folder: str | os.PathLike | None = None, **listeners
 ) -> tuple[Measuring, Outcome]:
-  """Trains in `folder` (default `config.out`), or resumes there; a finished run writes measuring.safetensors.
+  """Trains in `folder`, by default `config.out`, or continues there; a finished run leaves measuring.safetensors.
 
-  validated(step, scalars): called at the end with the results of `check` on the test split of `config.data`.
-  Raises what
-  `loop.train` raises, and InputError for sizes that cannot be drawn and sets that cannot be read.
+  The listener `validated` is called once, with the scalars of `check`, if `config.data` has clips in the validation
+  split. listeners: see `Stage`. Raises what `loop.train` raises, and InputError for sizes that cannot be drawn and sets
+  that cannot be read.
   """
-  folder = pathlib.Path(folder or config.out).expanduser()
   if config.people < 2 or config.size % 32 or config.size < 64:
     raise InputError(
-      f"people {config.people} and size {config.size} are not possible: give at least 2 people, and a size of at least "
-      "64 that is a multiple of 32"
+      f"people is {config.people} and size {config.size}; give at least 2 people, and a multiple of 32 that is at "
+      "least 64"
     )
+  progress, seed = listeners.get("progress"), config.loop.seed
   drawn = functools.partial(progress, "drawing faces") if progress else lambda done, total: None
-  source = _Source(draw_faces(config.people, config.size, config.loop.seed, drawn), config.batch, config.loop.seed)
-  size = (config.size, config.size)
-  many = [source[i] for i in range(8)]
-  face = np.concatenate([batch["face"] for batch in many])
-  mean, std = face.mean(0), np.maximum(face.std(0), 1e-4)
-  module = MeasuringNetwork()
-  key = jax.random.key(config.loop.seed)
-  params = {
-    "network": jax.jit(module.init)(key, *2 * [jnp.zeros((1, *size, 3))])["params"],
-    "people": jax.random.normal(key, (config.people, module.identity_features)),
-  }
+  faces = draw_faces(config.people, config.size, seed, drawn)
+
+  def batches(workers=0, **share):
+    return Batches(_Source(faces, config.batch, seed), workers)
+
+  size, key = (config.size, config.size), jax.random.key(seed)
+  with Stage(config, batches, config.batch, "frames", folder=folder, **listeners) as stage:
+    face = np.concatenate([stage.batches.source[i]["face"] for i in range(8)])
+    mean, std = face.mean(0), np.maximum(face.std(0), 1e-4)
+    module = MeasuringNetwork()
+    params = {
+      "network": jax.jit(module.init)(key, *2 * [jnp.zeros((1, *size, 3))])["params"],
+      "people": jax.random.normal(key, (config.people, module.identity_features)),
+    }
+    outcome = stage.train(_loss(module, mean, std), params, frames=config.batch)
+  measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std, size)
+  if outcome.status == Status.FINISHED:
+    measuring.save(stage.folder / FILE)
+    if stage.validated and config.data:
+      try:
+        stage.validated(outcome.step, check(measuring, ClipSets(list(config.data), config.validation_split)))
+      except InputError as error:
+        stage.warn(f"The network was not checked: {error}.")
+  return measuring, outcome
+
+
+def _loss(module, mean, std):
+  """Cross-entropy of emotion and of person, and squared error of the face's measures."""
 
   def loss_fn(params, batch, key):
     frames, portraits = (
       _degrade(batch[name].astype(jnp.float32) / 255, jax.random.fold_in(key, i))
       for i, name in enumerate(("frames", "portraits"))
     )
-    found = module.apply({"params": params["network"]}, frames, portraits)
+    measures = module.apply({"params": params["network"]}, frames, portraits)
     people = params["people"] / jnp.linalg.norm(params["people"], axis=-1, keepdims=True)
     losses = {
-      "emotion": emotion_loss(found.emotion, batch["emotion"]),
-      "identity": emotion_loss(found.identity @ people.T / _TEMPERATURE, batch["identity"]),
-      "face": jnp.square(found.face - (batch["face"] - mean) / std).mean(),
+      "emotion": emotion_loss(measures.emotion, batch["emotion"]),
+      "identity": emotion_loss(measures.identity @ people.T / _TEMPERATURE, batch["identity"]),
+      "face": jnp.square(measures.face - (batch["face"] - mean) / std).mean(),
     }
     return sum(losses.values()), losses
 
-  with Batches(source) as batches:
-    outcome = fit(
-      params,
-      loss_fn,
-      batches,
-      config.optimizer,
-      config.loop,
-      folder,
-      frames=config.batch,
-      report=report,
-      progress=progress,
-      warn=warn,
-    )
-  measuring = Measuring(jax.device_get(outcome.state.averaged()["network"]), mean, std, size)
-  if outcome.status == Status.FINISHED:
-    measuring.save(folder / FILE)
-    if validated and config.data and (checked := held_out(lambda: ClipSets(list(config.data), _SPLIT), warn)):
-      validated(outcome.step, check(measuring, checked))
-  return measuring, outcome
+  return loss_fn
 
 
 def check(measuring: Measuring, sets: ClipSets, frames: int = 8) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Many devices and many hosts: the mesh, what is sharded over it and how, and who takes part."""
+"""Many devices and many hosts: the mesh, shardings, placement, the processes of a run."""

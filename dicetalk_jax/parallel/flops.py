@@ -1,4 +1,4 @@
-"""Floating-point operations of a function, and what the devices could do: counted, not run."""
+"""Floating-point operations of a function, counted from its trace, and the peak of the devices."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from jax.extend import core as jex
 
 from dicetalk_jax.models.cpu import MATERIALISED
 
-# Dense bfloat16 peaks of NVIDIA's and Google's data sheets, in FLOP/s, by what `device_kind` contains; first match.
+# Dense bfloat16 peaks in FLOP/s from data sheets. The first name found in `device_kind` applies.
 _PEAKS = (
   ("H200", 989e12),
   ("H100 PCIe", 756e12),
@@ -34,7 +34,7 @@ _PEAKS = (
   ("TPU v4", 275e12),
   ("TPU v3", 123e12),
 )
-# By the modules that an operation is in; first match.
+# Groups of operations by the path of their module. The first match applies.
 _GROUPS = (
   ("U-Net: speech and emotion adapters", r"UNet.*attn2/to_[kv]_ip_"),
   ("U-Net: spatial self-attention", r"UNet.*/transformer_blocks_\d+/attn1"),
@@ -53,7 +53,7 @@ _GROUPS = (
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-  """Floating-point operations of matrix products and convolutions, by group of modules."""
+  """FLOP of matrix products and convolutions, by group of modules."""
 
   groups: Mapping[str, float]
 
@@ -63,12 +63,12 @@ class Flops:
 
 
 def count_flops(function: Callable, *inputs) -> Flops:
-  """Of one call of `function` on abstract or real inputs: two for each multiplication and addition; nothing runs.
+  """FLOP of one call of `function` on arrays or shapes: two for each multiplication and addition. Nothing runs.
 
-  Loops count as often as they turn. Attention is counted in the form of a CPU, in which nothing is hidden in a kernel.
+  Loops count once per iteration. Attention is traced in the form of a CPU, which hides nothing in a fused kernel.
   """
   with jax.default_device(jax.devices("cpu")[0]):
-    # A function that JAX has not traced for another device.
+    # A new function, so that JAX does not reuse a trace for another device.
     jaxpr = jax.make_jaxpr(lambda *inputs: function(*inputs))(*inputs)
   groups = collections.Counter()
   _count(jaxpr.jaxpr, "", 1, groups)
@@ -89,7 +89,7 @@ def _count(jaxpr, prefix, times, groups):
 
 
 def programs_within(params: Mapping) -> Iterator:
-  """The programs within an operation of JAX's, from its parameters."""
+  """The jaxprs nested in the parameters of an equation."""
   for value in params.values():
     for item in value if isinstance(value, tuple | list) else (value,):
       if isinstance(item, jex.ClosedJaxpr):
@@ -108,7 +108,7 @@ def _flops(equation) -> float:
     kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
     spatial = math.prod(kernel[axis] for axis in numbers.rhs_spec[2:])
     inputs = kernel[numbers.rhs_spec[1]]
-    # Zeros that a stride puts between the inputs of a gradient are no work.
+    # Do not count the zeros that a stride inserts between the inputs of a gradient.
     spread = math.prod(equation.params["lhs_dilation"])
     groups = equation.params["batch_group_count"]
     return 2 * math.prod(equation.outvars[0].aval.shape) * spatial * inputs / spread / groups
@@ -121,9 +121,9 @@ def _group(where: str) -> str:
 
 
 def peak_flops(dtype=jnp.bfloat16) -> float:
-  """FLOP/s that all of this process's devices could reach: of a data sheet for known accelerators, else measured.
+  """Peak FLOP/s of all devices of this process: from a data sheet for known accelerators.
 
-  What is not in the list, a CPU among it, is asked for the rate of a large matrix product in `dtype`.
+  For other devices, such as a CPU, it is the measured rate of a large matrix product in `dtype`.
   """
   devices = jax.local_devices()
   kind = devices[0].device_kind
@@ -131,7 +131,7 @@ def peak_flops(dtype=jnp.bfloat16) -> float:
     known = next((peak for name, peak in _PEAKS if name.lower() in kind.lower()), None)
     if known:
       return known * len(devices)
-  # A CPU's devices, where it plays several, share its cores.
+  # Simulated CPU devices share the cores.
   count = 1 if devices[0].platform == "cpu" else len(devices)
   return count * _measured_peak(jnp.dtype(dtype).name)
 
@@ -155,5 +155,5 @@ def size(tree) -> int:
 
 
 def count(tree) -> int:
-  """Numbers in a tree of arrays or shapes."""
+  """Number of values in a tree of arrays or shapes."""
   return sum(math.prod(leaf.shape) for leaf in flatten_dict(tree, sep="/").values())

@@ -1,4 +1,4 @@
-"""The mesh of devices, `data` x `fsdp` x `tensor`, and how batches lie on it."""
+"""The device mesh, `data` x `fsdp` x `tensor`, and batches on it."""
 
 import collections
 import dataclasses
@@ -14,52 +14,54 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from dicetalk_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
-# A batch is split over both: FSDP is data parallelism whose parameters are in parts.
+# A batch is split over both: FSDP is data parallelism with split parameters.
 BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How many devices each axis has; -1 in one of them: all that the others leave."""
+  """Number of devices of each mesh axis. -1 in one axis: all devices that the others leave."""
 
   data: int = -1
-  """Copies of the parameters: each has its own part of the batch."""
+  """Copies of the parameters, each with its own part of the batch."""
 
   fsdp: int = 1
-  """Parts of every parameter, optimizer state and average; the batch is split over these, too."""
+  """Parts of every parameter, optimizer state and average. The batch is split over these as well."""
 
   tensor: int = 1
-  """Parts of every matrix product: for what is too large for a device's memory even so. Best within a host."""
+  """Parts of every matrix product, for models that do not fit otherwise. Best within a host."""
 
   rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
-  """Asked before those of parallel/rules.py: (regular expression of parameter paths, axis of each dimension)."""
+  """Rules that precede those of parallel/rules.py: (regular expression of paths, axis of each dimension)."""
 
   @classmethod
   def parse(cls, text: str) -> "MeshConfig":
-    """ "data=8" or "data=2,fsdp=4"; axes that are not named are 1. Raises InputError for anything else."""
+    """Reads "data=8" or "data=2,fsdp=4"; other axes are 1. Raises InputError for anything else."""
     sizes = dict.fromkeys(AXES, 1)
     for part in filter(None, (part.strip() for part in text.split(","))):
       name, _, size = (piece.strip() for piece in part.partition("="))
       if name not in AXES or not size.lstrip("-").isdigit():
-        raise InputError(f"mesh '{text}' is none; give axes and numbers of devices, such as data=8 or data=2,fsdp=4")
+        raise InputError(
+          f"mesh '{text}' cannot be read; give axes and numbers of devices, such as data=8 or data=2,fsdp=4"
+        )
       sizes[name] = int(size)
     return cls(**sizes)
 
   def sizes(self, devices: int) -> tuple[int, int, int]:
-    """The size of each axis with so many devices; InputError where they do not fit.
+    """Size of each axis with this number of devices; InputError if they do not fit.
 
-    Without a -1 there may be more devices than are taken, a multiple of them.
+    Without a -1, the devices may be a multiple of those that the mesh takes.
     """
     sizes = {name: getattr(self, name) for name in AXES}
-    said = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    shape = " x ".join(f"{name} {size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-      raise InputError(f"the mesh {said} makes no sense: sizes are at least 1, and -1 (the rest) in one axis at most")
+      raise InputError(f"the mesh {shape} is not possible: sizes are at least 1, and -1 (the rest) in one axis at most")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if devices % fixed:
       raise InputError(
-        f"the mesh {said} does not fit: {fixed} devices do not divide the {devices} there are; -1 in one axis takes "
-        "what the others leave"
+        f"the mesh {shape} does not fit: its {fixed} devices do not divide the {devices} available; -1 in one axis "
+        "takes the rest"
       )
     if free:
       sizes[free[0]] = devices // fixed
@@ -67,20 +69,20 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh of the devices of all hosts, or of `devices`; InputError where `config` does not fit them.
+  """A mesh of the devices of all hosts, or of `devices`; InputError if `config` does not fit them.
 
-  Of one process it takes the first devices where it needs less than there are; of several it has to take all.
+  One process takes the first devices if it needs fewer than there are; several must take all.
 
-  Neighbours in `tensor`, then in `fsdp`, are neighbours in the machine: over slower networks, between slices of TPUs or
-  hosts of GPUs, goes what `data` has to say, and no more of the others than must be.
+  Neighbours in `tensor`, then in `fsdp`, are neighbours in the machine. Slower networks, between TPU slices or GPU
+  hosts, carry `data`, and the other axes only if they must.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = config.sizes(len(devices))
   if (taken := math.prod(sizes)) < len(devices):
     if len({device.process_index for device in devices}) > 1:
       raise InputError(
-        f"the mesh takes {taken} of the {len(devices)} devices of all hosts, and each host has to take part; let one "
-        "axis be -1"
+        f"the mesh takes {taken} of the {len(devices)} devices of all hosts, but every host must take part; set one "
+        "axis to -1"
       )
     devices = devices[:taken]
   return Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -88,13 +90,13 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
 
 def _arranged(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
   if devices[0].platform != "tpu":
-    # Hosts one after another: axes are split within a host first, from the last one on.
+    # Hosts one after another, so that the last axes stay within a host.
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return np.array(ordered).reshape(sizes)
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if slices == 1:
     return mesh_utils.create_device_mesh(sizes, devices)
-  # Slices are joined by the data centre's network: `data` takes what it can of them, then `fsdp`.
+  # The data centre's network joins slices: `data` spans as many as it can, then `fsdp`.
   over_network = [1, 1, 1]
   left = slices
   for axis in (0, 1):
@@ -102,7 +104,7 @@ def _arranged(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.
     left //= over_network[axis]
   if left > 1:
     raise InputError(
-      f"{slices} slices cannot be divided over data {sizes[0]} and fsdp {sizes[1]}; give one of them a multiple"
+      f"{slices} slices cannot be divided over data {sizes[0]} and fsdp {sizes[1]}; make one of them a multiple"
     )
   within = [size // parts for size, parts in zip(sizes, over_network, strict=True)]
   return mesh_utils.create_hybrid_device_mesh(within, over_network, devices)
@@ -114,33 +116,33 @@ def single_device_mesh(device: jax.Device | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same on every device."""
+  """Replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-  """Rows over `data` and `fsdp`; `leading` axes before the rows stay whole."""
+  """Rows split over `data` and `fsdp`; the `leading` axes before the rows stay whole."""
   return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
 
 
 def batch_parts(mesh: Mesh) -> int:
-  """How many parts a batch is split into; it has to be a multiple of it."""
+  """Number of parts of a batch; its rows must be a multiple of it."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(mesh: Mesh, rows: int, what: str) -> None:
-  """InputError where a batch cannot be split over the mesh; `what` names its unit, as in "clips"."""
+  """Raises InputError if a batch cannot be split over the mesh; `what` names its rows, such as "clips"."""
   if rows % (parts := batch_parts(mesh)):
     shape = ", ".join(f"{name} {mesh.shape[name]}" for name in BATCH_AXES)
     raise InputError(
-      f"{rows} {what} a batch cannot be divided over {parts} parts ({shape}); give a multiple of {parts}, or another "
-      "mesh"
+      f"a batch of {rows} {what} cannot be divided over {parts} parts ({shape}); give a multiple of {parts}, or "
+      "another mesh"
     )
 
 
 @functools.lru_cache(maxsize=8)
 def _coordinates(mesh: Mesh) -> Mapping[int, tuple[int, ...]]:
-  """process -> the parts of a batch that its devices hold."""
+  """Process -> the parts of a batch on its devices."""
   parts = collections.defaultdict(set)
   for index, device in np.ndenumerate(mesh.devices):
     parts[device.process_index].add(index[0] * mesh.shape["fsdp"] + index[1])
@@ -148,17 +150,17 @@ def _coordinates(mesh: Mesh) -> Mapping[int, tuple[int, ...]]:
 
 
 def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-  """(index, count): which of `count` equal shares of every batch this process, or `process`, has to read.
+  """(index, count): the share of every batch, of `count` equal ones, that this process, or `process`, reads.
 
-  Processes whose devices hold the same parts, side by side in `tensor`, have the same share. Raises InputError for a
-  mesh whose hosts hold parts that overlap otherwise.
+  Processes whose devices hold the same parts, as neighbours in `tensor` do, have the same share. Raises InputError for
+  a mesh whose hosts hold parts that overlap otherwise.
   """
   held = _coordinates(mesh)
   process = jax.process_index() if process is None else process
   shares = sorted(set(held.values()))
   if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != batch_parts(mesh):
     raise InputError(
-      "the hosts of this mesh hold parts of a batch that overlap; let tensor, or fsdp x tensor, divide the devices of "
+      "the hosts of this mesh hold parts of a batch that overlap; tensor, or fsdp x tensor, must divide the devices of "
       "a host or be a multiple of them"
     )
   if process not in held:
@@ -167,7 +169,7 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -> dict[str, jax.Array]:
-  """This process's rows of a batch, `leading` axes before them, -> global arrays on the mesh, split by rows."""
+  """Makes global arrays on the mesh, split by rows, from this process's rows, after `leading` other axes."""
   sharding = batch_sharding(mesh, leading)
   _, count = batch_share(mesh)
   held = _coordinates(mesh)[jax.process_index()]
@@ -179,7 +181,7 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -
     size = shape[leading] // batch_parts(mesh)
 
     def part(index):
-      # Where a part begins in the whole -> which of this process's parts it is.
+      # The part's start in the whole array gives its place among this process's parts.
       first = held.index((index[leading].start or 0) // size) * size
       return array[(*[slice(None)] * leading, slice(first, first + size))]
 
@@ -189,7 +191,7 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -
 
 
 def to_host(tree):
-  """Arrays of any sharding -> NumPy, the same on every process: all of them have to take part."""
+  """Copies arrays of any sharding to NumPy, whole on every process; all processes must call it."""
   from jax.experimental import multihost_utils
 
   def fetch(leaf):

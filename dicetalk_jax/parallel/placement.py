@@ -1,4 +1,4 @@
-"""What of a run lies where: its mesh, its share of the data, and the shardings of its state."""
+"""Where a run keeps things: its mesh, its share of the data, the shardings of its state."""
 
 import dataclasses
 import functools
@@ -22,14 +22,14 @@ from dicetalk_jax.parallel.rules import Rule, check_rules, path_name, shardings,
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """A mesh and the rules by which parameters lie on it."""
+  """A mesh and the sharding rules of parameters."""
 
   mesh: Mesh
   rules: Sequence[Rule] = ()
 
   @classmethod
   def of(cls, config: MeshConfig, rows: int, what: str) -> "Placement":
-    """On the devices of all hosts; InputError where the mesh does not fit them or `rows` in a batch (`what`)."""
+    """On the devices of all hosts; InputError if the mesh does not fit them, or a batch of `rows` (`what`)."""
     placement = cls(make_mesh(config), config.rules)
     check_batch_size(placement.mesh, rows, what)
     return placement
@@ -41,7 +41,7 @@ class Placement:
 
   @functools.cached_property
   def share(self) -> dict[str, int]:
-    """Which part of every batch this process reads, as Grain's batches take it."""
+    """This process's share of every batch, as arguments of the batch functions."""
     index, count = batch_share(self.mesh)
     return {"process_index": index, "process_count": count}
 
@@ -50,7 +50,7 @@ class Placement:
     return replicated(self.mesh)
 
   def place(self, batch: Mapping, leading: int = 0) -> dict[str, jax.Array]:
-    """This process's rows -> global arrays: `mesh.place_batch`."""
+    """Makes global arrays from this process's rows: `mesh.place_batch`."""
     return place_batch(self.mesh, batch, leading)
 
   def parameters(self, shapes: Any) -> Any:
@@ -58,16 +58,16 @@ class Placement:
     return shardings(shapes, self.mesh, self.rules)
 
   def check(self, shapes: Any) -> None:
-    """InputError for rules that cannot be meant; `shapes`: all parameters of the run."""
+    """Raises InputError for rules that cannot apply to `shapes`, all parameters of the run."""
     check_rules(
       self.rules,
       {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]},
     )
 
   def state(self, create: Callable[..., Any], *inputs, params: Any) -> tuple[Any, Any]:
-    """create(*inputs), compiled, each leaf straight where it belongs: (state, its shardings).
+    """Compiles and calls create(*inputs), each leaf directly on its devices; returns (state, its shardings).
 
-    params: nested parameters, or their shapes, that leaves of the state belong to by path.
+    params: nested parameters or their shapes. Leaves of the state whose paths end in theirs get their shardings.
     """
     of_params = self.parameters(params)
     where = shardings_like(jax.eval_shape(create, *inputs), params, of_params, self.mesh)

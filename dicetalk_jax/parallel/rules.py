@@ -1,8 +1,8 @@
-"""What lies where on the mesh: one ordered table, path -> PartitionSpec, for parameters and all that has their paths.
+"""Shardings: one ordered table, path -> PartitionSpec, for parameters, optimizer state and averages.
 
-Optimizer state and averages repeat the paths of the parameters behind prefixes of their own, so one table serves all.
-The first rule whose expression is found in a path decides. Large dimensions lie over `fsdp` in every rule; over
-`tensor` lie the outputs of a product's first half and the inputs of its second: only the second has to be summed.
+Optimizer state and averages repeat the paths of the parameters after prefixes, so one table serves all. The first rule
+whose expression is found in a path decides. Every rule splits large dimensions over `fsdp`. `tensor` splits the outputs
+of the first of two products and the inputs of the second, so that only the second needs a sum over devices.
 """
 
 import math
@@ -18,7 +18,7 @@ from dicetalk_jax.parallel.mesh import AXES
 
 Rule = tuple[str, tuple[str | None, ...]]
 
-# Kernels are (in, out), (frames, in, out) or (height, width, in, out): specs are of the last dimensions.
+# Kernels are (in, out), (frames, in, out) or (height, width, in, out). A spec applies to the last dimensions.
 RULES: tuple[Rule, ...] = (
   # Attention: heads over `tensor`.
   (r"/(to_[qkv](_ip_\d+)?|[qkv]_proj)/kernel$", ("fsdp", "tensor")),
@@ -26,30 +26,30 @@ RULES: tuple[Rule, ...] = (
   # Feed-forward.
   (r"/(net_0/proj|linear1|fc1|linear_1)/kernel$", ("fsdp", "tensor")),
   (r"/(net_2|linear2|fc2|linear_2)/kernel$", ("tensor", "fsdp")),
-  # Residual blocks: the first convolution's channels, which the second takes.
+  # Residual blocks: the channels between the two convolutions.
   (r"/(conv1|time_emb_proj)/kernel$", ("fsdp", "tensor")),
   (r"/conv2/kernel$", ("tensor", "fsdp")),
-  # What stands alone.
+  # Single products.
   (r"(^|/)kernel$", ("fsdp", None)),
   (r"(^|/)embedding$", ("fsdp", None)),
-  # Of products so wide that their bias is large.
+  # Biases of very wide products.
   (r"(^|/)bias$", ("fsdp",)),
-  # Scales, mixing factors, learnt queries.
+  # Scales, mixing factors, learnt queries: replicated.
   (r"", ()),
 )
-# What is smaller stays whole on every device: it would cost more to fetch than to keep.
+# Smaller parameters are replicated: fetching them costs more than keeping them.
 SMALLEST = 2**12
 
 
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
-  """The spec of a leaf. An axis that does not divide its dimension goes to the largest that no axis is meant for.
+  """The spec of a leaf. An axis that does not divide its dimension moves to the largest dimension without an axis.
 
-  Leaves below SMALLEST numbers are replicated.
+  Leaves with fewer than SMALLEST values are replicated.
   """
   if math.prod(shape) < SMALLEST:
     return PartitionSpec()
   axes = next((axes for pattern, axes in rules if re.search(pattern, path)), ())
-  # Aligned at the end: what is in front of a kernel's inputs is small.
+  # Align at the end: the dimensions before a kernel's inputs are small.
   axes = [None] * (len(shape) - len(axes)) + list(axes[max(0, len(axes) - len(shape)) :])
   others = sorted((i for i, axis in enumerate(axes) if axis is None), key=lambda i: -shape[i])
   dims = [None] * len(shape)
@@ -63,7 +63,7 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule] =
 
 
 def shardings(params: Any, mesh: Mesh, extra: Sequence[Rule] = ()) -> Any:
-  """Nested parameters, arrays or their shapes -> the same of NamedShardings; `extra` rules are asked first."""
+  """NamedShardings of nested parameters or their shapes; `extra` rules precede RULES."""
   rules = (*extra, *RULES)
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: NamedSharding(mesh, spec_of(path_name(path), leaf.shape, mesh, rules)), params
@@ -71,10 +71,10 @@ def shardings(params: Any, mesh: Mesh, extra: Sequence[Rule] = ()) -> Any:
 
 
 def shardings_like(tree: Any, params: Any, of_params: Any, mesh: Mesh) -> Any:
-  """A tree of arrays or their shapes -> its NamedShardings, each as that of the parameter whose path and shape it has.
+  """NamedShardings of a tree: a leaf whose path ends in a parameter's path, and has its shape, gets its sharding.
 
-  So optimizer state and averages lie beside the parameters that they are of; all else is replicated. params: nested
-  arrays or their shapes; of_params: their shardings.
+  This puts optimizer state and averages on the devices of their parameters; other leaves are replicated. params: nested
+  arrays or shapes. of_params: their shardings.
   """
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
   known = {
@@ -91,29 +91,28 @@ def shardings_like(tree: Any, params: Any, of_params: Any, mesh: Mesh) -> Any:
 
 
 def path_name(path) -> str:
-  """A path of JAX's as "opt_state/0/mu/unet/conv_in/kernel"."""
+  """A JAX key path as "opt_state/0/mu/unet/conv_in/kernel"."""
   return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
 
 
 def check_rules(rules: Sequence[Rule], shapes: Mapping[str, Sequence[int]]) -> None:
-  """InputError for rules of a configuration that cannot be meant, with the shapes of all parameters by their paths.
-
-  Those are: no regular expression, found in no path, an axis that is none or named twice, more dimensions than a leaf.
+  """Raises InputError for a rule with an invalid expression or one that is found in no path, with an axis that is
+  unknown or named twice, or with more dimensions than a leaf. shapes: of all parameters, by path.
   """
   for pattern, axes in rules:
     try:
-      found = [path for path in shapes if re.search(pattern, path)]
+      matches = [path for path in shapes if re.search(pattern, path)]
     except re.error as error:
       raise InputError(f"mesh.rules: '{pattern}' is not a regular expression: {error}") from None
-    if not found:
+    if not matches:
       some = next(iter(shapes), "")
-      raise InputError(f"mesh.rules: '{pattern}' names none of the {len(shapes)} parameters, such as '{some}'")
+      raise InputError(f"mesh.rules: '{pattern}' matches none of the {len(shapes)} parameters, such as '{some}'")
     named = [axis for axis in axes if axis is not None]
     if unknown := set(named) - set(AXES):
       raise InputError(f"mesh.rules: '{pattern}' names axis {sorted(unknown)[0]!r}; the axes are {', '.join(AXES)}")
     if len(set(named)) < len(named):
-      raise InputError(f"mesh.rules: '{pattern}' gives one axis to two dimensions; each axis can split one")
-    if short := next((path for path in found if len(shapes[path]) < len(axes)), None):
+      raise InputError(f"mesh.rules: '{pattern}' names one axis twice; each axis can split one dimension")
+    if short := next((path for path in matches if len(shapes[path]) < len(axes)), None):
       raise InputError(
         f"mesh.rules: '{pattern}' names {len(axes)} dimensions, and '{short}' has {len(shapes[short])}; name fewer"
       )

@@ -1,4 +1,4 @@
-"""What a run would take, told before it is begun: parameters, memory and operations by group; nothing is trained."""
+"""What a run takes: parameters, memory and FLOP, from shapes alone."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,17 +8,17 @@ import jax.numpy as jnp
 
 from dicetalk_jax.files import readable_size
 from dicetalk_jax.parallel.flops import Flops, count, count_flops, peak_flops, size
-from dicetalk_jax.planning.outline import Outline, adaptation_outline, embedder_outline
-from dicetalk_jax.training.adaptation import training_flops
-from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig, OptimizerConfig
+from dicetalk_jax.planning.outline import make_outline
+from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """What a run takes; str() of it is for people.
+  """Costs of a run; str() of it is a table.
 
-  parameters: name -> (of which train, all). memory: name -> bytes, of one device that holds everything. flops: of one
-  step, recomputation not counted. steps, rows: of the run, of a step. peak: FLOP/s of this machine's devices.
+  parameters: name -> (trained, all). memory: name -> bytes on one device that holds everything. flops: of a step,
+  without recomputation. steps: of the run. rows: clips of a step. peak: FLOP/s of this machine's devices. compiled:
+  whether the memory includes activations.
   """
 
   parameters: Mapping[str, tuple[int, int]]
@@ -27,26 +27,35 @@ class Costs:
   steps: int
   rows: int
   peak: float
+  compiled: bool
 
   def __str__(self):
-    lines = [f"{'parameters':<40}{'train':>16}{'all':>16}"]
-    lines += [f"{name:<40}{trained:>16,}{total:>16,}" for name, (trained, total) in self.parameters.items()]
     trained, total = (sum(column) for column in zip(*self.parameters.values(), strict=True))
-    lines += [f"{'all':<40}{trained:>16,}{total:>16,}", ""]
-    lines += [f"{'memory':<40}{'bytes':>16}"]
-    lines += [f"{name:<40}{readable_size(held):>16}" for name, held in self.memory.items()]
-    lines += [f"{'all':<40}{readable_size(sum(self.memory.values())):>16}", ""]
-    lines += [f"{f'operations of a step ({self.rows} clips)':<40}{'TFLOP':>16}{'share':>16}"]
-    operations, all_of_them = self.flops.groups.items(), self.flops.total
-    lines += [f"{name:<40}{flops / 1e12:>16.4g}{flops / all_of_them:>16.1%}" for name, flops in operations]
-    lines += [f"{'all':<40}{all_of_them / 1e12:>16.4g}", ""]
-    seconds = all_of_them / self.peak
-    device = jax.local_devices()[0].device_kind
-    lines += [
-      f"at this machine's peak ({device}, {self.peak / 1e12:.3g} TFLOP/s) a step takes {seconds:.3g} s and the run of "
-      f"{self.steps} steps {_duration(seconds * self.steps)}; at 40 % of it {_duration(2.5 * seconds * self.steps)}"
+    flops = self.flops.total
+    seconds, device = flops / self.peak, jax.local_devices()[0].device_kind
+    lines = [
+      _row("parameters", "train", "all"),
+      *(_row(name, f"{ours:,}", f"{every:,}") for name, (ours, every) in self.parameters.items()),
+      _row("all", f"{trained:,}", f"{total:,}"),
+      "",
+      _row("memory", "bytes"),
+      *(_row(name, readable_size(held)) for name, held in self.memory.items()),
+      _row("all", readable_size(sum(self.memory.values()))),
+      *([] if self.compiled else ["Activations are not included; --compile compiles the step and adds them."]),
+      "",
+      _row(f"operations of a step ({self.rows} clips)", "TFLOP", "share"),
+      *(_row(name, f"{part / 1e12:.4g}", f"{part / flops:.1%}") for name, part in self.flops.groups.items()),
+      _row("all", f"{flops / 1e12:.4g}"),
+      "",
+      f"At this machine's peak ({device}, {self.peak / 1e12:.3g} TFLOP/s) a step takes {seconds:.3g} s and the run of "
+      f"{self.steps} steps {_duration(seconds * self.steps)}; at 40 % of the peak the run takes "
+      f"{_duration(2.5 * seconds * self.steps)}.",
     ]
     return "\n".join(lines)
+
+
+def _row(name, *values) -> str:
+  return f"{name:<40}" + "".join(f"{value:>16}" for value in values)
 
 
 def _duration(seconds: float) -> str:
@@ -56,32 +65,16 @@ def _duration(seconds: float) -> str:
   return f"{seconds:.0f} seconds"
 
 
-def adaptation_costs(config: AdaptationConfig, compiled: bool = True) -> Costs:
-  """Of the adaptation; where data or weights do not exist yet it goes by `config.size` and `config.networks`.
+def training_costs(config: AdaptationConfig | EmbedderConfig, compiled: bool = False) -> Costs:
+  """Costs of a run of the adaptation or the embedder; data and weights need not exist, see `make_outline`.
 
-  compiled: also compiles the step, which takes minutes at full size, to tell what activations and the like take.
-  Raises InputError and WeightsError as `train_adaptation`.
+  compiled: also compile the step, minutes at full size, to include activations in the memory. Raises what
+  `make_outline` raises.
   """
-  outline = adaptation_outline(config)
-  flops = training_flops(outline.setup, config.objective, outline.params, outline.frozen, outline.batch)
-  return _costs(outline, flops, compiled)
-
-
-def embedder_costs(config: EmbedderConfig, compiled: bool = True) -> Costs:
-  """Of the embedder's training; where the data does not exist yet it goes by the weights' Whisper, or Whisper-tiny.
-
-  Raises as `train_embedder`.
-  """
-  outline = embedder_outline(config)
-  gradient, inputs = outline.gradient()
-  return _costs(outline, count_flops(gradient, *inputs), compiled)
-
-
-def _costs(outline: Outline, flops: Flops, compiled: bool) -> Costs:
-  config, networks, params = outline.config, outline.networks, outline.params
-  optimizer: OptimizerConfig = config.optimizer
+  outline = make_outline(config)
+  networks, params, optimizer = outline.networks, outline.params, config.optimizer
   parameters = {
-    name: (count(params) if len(networks) == 1 else count(params.get(name, {})), count(shapes))
+    name: (count(params if len(networks) == 1 else params.get(name, {})), count(shapes))
     for name, shapes in networks.items()
   }
   memory = {
@@ -93,10 +86,11 @@ def _costs(outline: Outline, flops: Flops, compiled: bool) -> Costs:
     "batch": optimizer.accumulate * size(outline.batch),
   }
   if compiled:
-    temporary = outline.lowered().compile().memory_analysis().temp_size_in_bytes
-    # What is compiled holds its gradients among what it computes on the way.
-    memory["activations and the like"] = max(0, temporary - memory["gradients"])
-  times = optimizer.accumulate
-  flops = Flops({name: times * value for name, value in flops.groups.items()})
-  dtype = jnp.dtype(getattr(config, "dtype", None) or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-  return Costs(parameters, memory, flops, config.loop.steps, times * outline.rows, peak_flops(dtype))
+    _, temporaries = outline.compiled_memory()
+    # The temporaries of a compiled step include its gradients.
+    memory["activations and other temporaries"] = max(0, temporaries - memory["gradients"])
+  gradient, inputs = outline.with_remat(False).gradient()
+  flops = Flops({name: optimizer.accumulate * part for name, part in count_flops(gradient, *inputs).groups.items()})
+  dtype = outline.setup.dtype if outline.setup else jnp.float32
+  rows = optimizer.accumulate * outline.rows
+  return Costs(parameters, memory, flops, config.loop.steps, rows, peak_flops(dtype), compiled)

@@ -1,4 +1,4 @@
-"""A run before it is begun, as shapes alone: its parameters, its batches, its compiled step; on any mesh of devices."""
+"""A training step as shapes: parameters, state and batch, on any mesh of devices, without data or weights."""
 
 import dataclasses
 import pathlib
@@ -17,29 +17,22 @@ from dicetalk_jax.parallel.rules import shardings_like
 from dicetalk_jax.training.adaptation import adaptation_loss
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 from dicetalk_jax.training.embedder import embedder_inputs, embedder_loss, embedder_model
-from dicetalk_jax.training.networks import (
-  Setup,
-  batch_shapes,
-  check_batch,
-  check_trained,
-  set_up,
-  trainable_patterns,
-)
+from dicetalk_jax.training.networks import Setup, batch_shapes, check_batch, check_trained, set_up, trainable_patterns
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.state import TrainState, merge, split
 from dicetalk_jax.training.step import LossFn, make_step
 from dicetalk_jax.vocabulary import EXPRESSION_DIM
+from dicetalk_jax.weights.architectures import RELEASED
 from dicetalk_jax.weights.folder import Weights
-
-_WHISPER_WIDTH = 384
 
 
 @dataclasses.dataclass(frozen=True)
 class Outline:
-  """What a step is made of, arrays as their shapes.
+  """A training step, with shapes instead of arrays.
 
-  networks: {name: all its parameters}. params, frozen: what trains, and what does not in the dtype that it is kept in;
-  nested. batch: of one of the step's `optimizer.accumulate` parts, of `rows` clips. setup: of the adaptation.
+  networks: {name: all parameters}. params, frozen: nested parameters that train, and that do not, the latter in the
+  type that they are kept in. batch: of one of the step's `optimizer.accumulate` parts, of `rows` clips. setup: of the
+  adaptation.
   """
 
   config: AdaptationConfig | EmbedderConfig
@@ -52,15 +45,16 @@ class Outline:
   setup: Setup | None = None
 
   def placed(self, placement: Placement | None = None) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
-    """The state and the batches of a step, each leaf where training has it on a mesh.
+    """State and batches of a step, with the shardings that training uses on a mesh.
 
-    Raises InputError for rules of the placement that cannot be meant.
+    Raises InputError for mesh rules that fit no parameter.
     """
-    optimizer = make_optimizer(self.config.optimizer, self.config.loop.steps)
-    keeps, accumulate = self.config.optimizer.ema_decay > 0, self.config.optimizer.accumulate
+    optimizer, accumulate = self.config.optimizer, self.config.optimizer.accumulate
+    transformation = make_optimizer(optimizer, self.config.loop.steps)
 
     def create(params):
-      return TrainState.create(params, optimizer, jax.random.key(0), ema=keeps).replace(frozen=None)
+      state = TrainState.create(params, transformation, jax.random.key(0), ema=optimizer.ema_decay > 0)
+      return state.replace(frozen=None)
 
     state = jax.eval_shape(create, self.params)
     batch, frozen, parts = self.batch, self.frozen, int(accumulate > 1)
@@ -73,28 +67,38 @@ class Outline:
       batch = _at(batch, dict.fromkeys(batch, batch_sharding(placement.mesh, parts)))
     return state.replace(frozen=frozen), batch
 
-  def lowered(self, placement: Placement | None = None) -> jax.stages.Lowered:
-    """The step that training would run, ready to be compiled: on a mesh, or for the default device."""
+  def compiled_memory(self, placement: Placement | None = None) -> tuple[int, int]:
+    """Compiles the step, minutes at full size: bytes of arguments and of temporaries on a device."""
     state, batch = self.placed(placement)
     where = jax.tree.map(lambda leaf: leaf.sharding, state.replace(frozen=None)) if placement else None
-    optimizer = self.config.optimizer
+    optimizer, steps = self.config.optimizer, self.config.loop.steps
     step = make_step(
       self.loss_fn,
-      make_optimizer(optimizer, self.config.loop.steps),
-      make_schedule(optimizer, self.config.loop.steps),
+      make_optimizer(optimizer, steps),
+      make_schedule(optimizer, steps),
       optimizer.ema_decay,
       optimizer.accumulate,
       where,
     )
-    return step.lower(state, batch)
+    # Nothing will run: spend no time on fast code.
+    memory = step.lower(state, batch).compile({"xla_backend_optimization_level": 0}).memory_analysis()
+    return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
   def gradient(self) -> tuple[Callable, tuple]:
-    """The gradient of the loss by what trains, and the shapes that it takes."""
+    """The gradient of the loss with respect to what trains, and the shapes of its arguments."""
 
     def gradient(params, frozen, batch, key):
       return jax.grad(lambda params: self.loss_fn(merge(params, frozen), batch, key)[0])(params)
 
     return gradient, (self.params, self.frozen, self.batch, jax.eval_shape(lambda: jax.random.key(0)))
+
+  def with_remat(self, remat) -> "Outline":
+    """The same step with another `remat` of the U-Net."""
+    if self.setup is None:
+      return self
+    modules = self.setup.modules
+    setup = dataclasses.replace(self.setup, modules=modules | {"unet": modules["unet"].clone(remat=remat)})
+    return dataclasses.replace(self, setup=setup, loss_fn=adaptation_loss(setup, self.config.objective))
 
 
 def _at(shapes, shardings):
@@ -103,11 +107,16 @@ def _at(shapes, shardings):
   )
 
 
-def adaptation_outline(config: AdaptationConfig) -> Outline:
-  """Of the adaptation; where data or weights do not exist yet it goes by `config.size` and `config.networks`.
+def make_outline(config: AdaptationConfig | EmbedderConfig) -> Outline:
+  """The outline of a step of the adaptation or of the embedder. Data and weights that exist are checked.
 
-  Raises InputError and WeightsError as `train_adaptation`.
+  Without data, the sizes come from the configuration and the weights; without weights, from `config.networks` or, for
+  the embedder, from Whisper-tiny. Raises what the training of `config` raises.
   """
+  return _embedder(config) if isinstance(config, EmbedderConfig) else _adaptation(config)
+
+
+def _adaptation(config: AdaptationConfig) -> Outline:
   setup = set_up(config, needs_weights=False)
   batch = batch_shapes(setup, config)
   if _exists(*config.emotional, *config.regular):
@@ -115,18 +124,15 @@ def adaptation_outline(config: AdaptationConfig) -> Outline:
       example = batches.source[0]
     check_batch(setup, example, config)
     batch = _shapes(example)
-  params, frozen = split(setup.shapes, trainable_patterns(config))
+  networks = setup.shapes
+  params, frozen = split(networks, trainable_patterns(config))
   check_trained(params, setup)
   frozen |= {"unet": _as(frozen["unet"], setup.dtype)} if "unet" in frozen else {}
   loss_fn = adaptation_loss(setup, config.objective)
-  return Outline(config, setup.shapes, _as(params, jnp.float32), frozen, batch, config.batches.batch, loss_fn, setup)
+  return Outline(config, networks, _as(params, jnp.float32), frozen, batch, config.batches.batch, loss_fn, setup)
 
 
-def embedder_outline(config: EmbedderConfig) -> Outline:
-  """Of the embedder's training; where the data does not exist yet it goes by the weights' Whisper, or Whisper-tiny.
-
-  Raises as `train_embedder`.
-  """
+def _embedder(config: EmbedderConfig) -> Outline:
   if _exists(*config.data):
     with embedder_batches(list(config.data), config.batches, seed=config.loop.seed) as batches:
       batch = batches.source[0]
@@ -140,12 +146,12 @@ def embedder_outline(config: EmbedderConfig) -> Outline:
 
 
 def _exists(*folders: str) -> bool:
-  """Whether any is there: then all have to be."""
+  """Whether any of the folders exists; then all have to."""
   return any(pathlib.Path(folder).expanduser().exists() for folder in folders)
 
 
 def _embedder_batch(config: EmbedderConfig) -> dict:
-  width = _WHISPER_WIDTH
+  width = RELEASED["emotion_embedder"]["speech_features"]
   if _exists(config.weights or "nothing"):
     width = Weights.open(config.weights).config["networks"].get("audio_encoder", {}).get("d_model", width)
   rows, frames = config.batches.groups * config.batches.clips, config.batches.frames

@@ -1,1 +1,1 @@
-"""Training: the emotion embedder, then the adaptation of the diffusion model, on one loop that never loses work."""
+"""Training: the emotion embedder, the adaptation of the diffusion model, and the networks that these stand on."""

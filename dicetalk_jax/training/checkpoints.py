@@ -1,6 +1,6 @@
-"""Checkpoints of a run through Orbax: written while training goes on, complete or absent, refused where none fits.
+"""Checkpoints of a run through Orbax: written asynchronously, complete or absent, and checked on restore.
 
-Frozen parameters are not written, as they are in the weights that training began with; their checksums are.
+Frozen parameters are in the weights that training started from, so only their checksums are saved.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def show(message: str) -> None:
-  """Tells a person on the terminal."""
+  """Prints a message to stderr."""
   print(message, file=sys.stderr, flush=True)
 
 
 class Checkpoints:
   """The checkpoints of a run, `folder`/<step>: the newest `keep`, and those at multiples of `keep_every` for good.
 
-  What an interrupted process left half-written is removed. A checkpoint that cannot be written is told to `warn`, and
-  the older ones stay. While this is open, Orbax's log is silent: one failure fills thousands of lines.
+  Half-written checkpoints of an interrupted process are removed. If a checkpoint cannot be written, `warn` is called
+  and the older ones stay. Orbax's log is silenced meanwhile, because one failure fills thousands of lines.
   """
 
   def __init__(
@@ -46,7 +46,7 @@ class Checkpoints:
     keep_every: int | None = None,
     warn: Callable[[str], None] = show,
   ):
-    """Raises OutputError where the folder cannot be made."""
+    """Raises OutputError if the folder cannot be created."""
     self._folder, self._warn = pathlib.Path(folder).absolute(), warn
     self._saving, self._checksums = None, None
     self._levels = {name: logging.getLogger(name).level for name in _LOGGERS}
@@ -66,7 +66,7 @@ class Checkpoints:
       )
     except OSError as error:
       self._restore_logging()
-      raise OutputError(f"{self._folder} cannot hold checkpoints: {error.strerror}; name another folder.") from error
+      raise OutputError(f"{self._folder} cannot hold checkpoints: {error.strerror}; choose another folder.") from error
 
   @property
   def latest(self) -> int | None:
@@ -74,9 +74,10 @@ class Checkpoints:
     return max((checkpoint.step for checkpoint in self._orbax.checkpoints), default=None)
 
   def save(self, state: TrainState, data: Mapping, wait: bool = False) -> None:
-    """Begins to write a checkpoint of the state's step, once the one before is written; `data` is of the iterator.
+    """Starts to write a checkpoint of the state's step, after the previous one is written.
 
-    wait: returns when it is written, and raises OutputError where it cannot be. One that is there already stays.
+    data: state of the data iterator. wait: return when it is written, and raise OutputError if it cannot be. An
+    existing checkpoint of this step stays.
     """
     self._finish()
     step = int(state.step)
@@ -84,65 +85,65 @@ class Checkpoints:
       return
     if is_first():
       self._clear()
-    moving = _stored(state)
-    # Of each part that several devices hold, one is written.
-    shards = (shard for leaf in jax.tree.leaves(moving) for shard in leaf.addressable_shards if shard.replica_id == 0)
+    stored = _stored(state)
+    # One replica of each shard is written.
+    shards = (shard for leaf in jax.tree.leaves(stored) for shard in leaf.addressable_shards if shard.replica_id == 0)
     needed = sum(shard.data.nbytes for shard in shards)
     try:
-      # Asked first: Orbax would fill the disk to the brim before it fails.
-      # Of several hosts all or none begin to write: each would wait for the others.
+      # Check first, because Orbax would fill the disk before it fails. All hosts start to write, or none: each would
+      # wait for the others.
       wants = gather([needed, free_space(self._folder)])
       needed, free = sum(of[0] for of in wants), min(of[1] for of in wants)
       if free < needed:
         raise OSError(errno.ENOSPC, f"it needs {readable_size(needed)}, and {readable_size(free)} are free")
       metadata = {"data": dict(data), "frozen": self._frozen(state)}
       self._saving = step
-      self._orbax.save_checkpointables_async(step, {"state": moving}, custom_metadata=metadata)
+      self._orbax.save_checkpointables_async(step, {"state": stored}, custom_metadata=metadata)
     except Exception as error:
       self._failed(step, error, wait)
     if wait:
       self._finish(raises=True)
 
   def poll(self) -> None:
-    """Tells of a failure as soon as there is one; costs nothing."""
+    """Reports a failed write; costs nothing."""
     if self._saving is not None and not self._orbax.is_saving_in_progress():
       self._finish()
 
   def restore(self, state: TrainState) -> tuple[TrainState, dict] | None:
-    """State and iterator's state of the newest checkpoint that is whole, in the shardings of `state`; None if none is.
+    """State, in the shardings of `state`, and iterator state of the newest readable checkpoint; None without any.
 
-    state: also one of shapes, but for its frozen leaves (`TrainState.emptied`).
-    What cannot be read is told to `warn` and renamed to <step>.damaged once an older one could be. Raises WeightsError
-    for a checkpoint of another model, naming the first difference, and where none of several can be read.
+    state: may have shapes instead of arrays, except for frozen leaves (`TrainState.emptied`). A damaged checkpoint is
+    reported to `warn`, and renamed to <step>.damaged once an older one could be read. Raises WeightsError for a
+    checkpoint of another model, with the first difference, and if no checkpoint can be read.
     """
     damaged = []
     for step in sorted((checkpoint.step for checkpoint in self._orbax.checkpoints), reverse=True):
-      found, failure = None, None
+      restored, failure = None, None
       try:
-        found = self._read(step, state)
+        restored = self._read(step, state)
       except WeightsError:
         raise
       except Exception as error:  # Orbax and TensorStore have many names for a damaged file
         if out_of_memory(error):
           raise
         failure = _reason(error)
-      # Each host reads parts of its own: where one cannot, all take the one before.
+      # Each host reads its own shards. If one cannot, all take the previous checkpoint.
       if failures := [reason for reason in gather(failure) if reason]:
         damaged.append(step)
         self._warn(f"{self._folder / str(step)} is damaged ({failures[0]}).")
         continue
       if damaged:
         self._set_aside(damaged)
-        self._warn(f"Training goes on from {self._folder / str(step)}.")
-      return found
+        self._warn(f"Training continues from {self._folder / str(step)}.")
+      return restored
     if damaged:
       raise WeightsError(
-        f"{self._folder} has no checkpoint that can be read; train in another folder, or remove this one to begin anew."
+        f"{self._folder} has no checkpoint that can be read; train in another folder, or remove this one to start anew."
       )
     return None
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Waits for the checkpoint that is being written."""
     try:
       self._finish()
       self._orbax.close()
@@ -159,21 +160,21 @@ class Checkpoints:
 
   def _read(self, step, state):
     metadata = self._orbax.checkpointables_metadata(step)
-    stored, kept = metadata.metadata["state"], metadata.custom_metadata
-    if not stored or not kept:
-      raise ValueError("what it holds cannot be told")
+    stored, extra = metadata.metadata["state"], metadata.custom_metadata
+    if not stored or not extra:
+      raise ValueError("its metadata is missing")
     where, wanted = self._folder / str(step), _stored(state)
     _compare(where, {path: tuple(leaf.shape) for path, leaf in _leaves(stored).items()}, wanted)
     ours = self._frozen(state)
-    for path in sorted(kept["frozen"].keys() | ours.keys()):
-      if kept["frozen"].get(path) != ours.get(path):
+    for path in sorted(extra["frozen"].keys() | ours.keys()):
+      if extra["frozen"].get(path) != ours.get(path):
         raise WeightsError(
-          f"{where} is of a run on other weights: its frozen '{path}' differs from this one's; start from the weights "
-          "and the dtype that it began with, or train in another folder."
+          f"{where} is of a run on other weights: its frozen '{path}' differs; use the weights and the dtype that the "
+          "run started with, or train in another folder."
         )
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted)
-    found = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
-    return state.replace(**found), kept["data"]
+    restored = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
+    return state.replace(**restored), extra["data"]
 
   def _frozen(self, state):
     if self._checksums is None:
@@ -199,16 +200,15 @@ class Checkpoints:
       self._orbax.reload()
     last = "there is none before it" if self.latest is None else f"the last is that of step {self.latest}"
     message = f"The checkpoint of step {step} could not be written to {self._folder}: {_reason(error)}; {last}."
-    # Of several hosts one may have failed alone, and all have to know the same checkpoints: this one ends them.
+    # One host may have failed alone, but all must know the same checkpoints: this error ends the run.
     if raises or (jax.process_count() > 1 and getattr(error, "errno", None) != errno.ENOSPC):
       raise OutputError(message) from error
     self._warn(message)
 
   def _clear(self):
-    """Removes what is half-written, which would only take the room that is wanting.
+    """Removes half-written checkpoints, which only take space.
 
-    The other threads of a save that failed may write for a moment more: what they leave goes at the next save, the
-    end, or the next start.
+    Other threads of a failed save may write for a moment more; the next save, close or start removes what they leave.
     """
     for path in self._folder.glob(f"*{_UNFINISHED}"):
       shutil.rmtree(path, ignore_errors=True)
@@ -225,43 +225,43 @@ class Checkpoints:
 
 
 def _stored(state: TrainState) -> dict:
-  """What a checkpoint holds of a state."""
-  names = ("step", "params", "opt_state", "ema", "key", "skipped", "skipped_in_row")
+  """The part of a state that a checkpoint holds."""
+  names = ("step", "params", "opt_state", "ema", "key")
   return {name: value for name in names if (value := getattr(state, name)) is not None}
 
 
 def _leaves(stored: Mapping) -> dict:
-  """{"params/a/b": leaf}, in the order of the names of `stored`; its values are nested containers of any kind."""
-  found = {}
+  """{"params/a/b": leaf}, in the order of `stored`, whose values are nested containers of any kind."""
+  leaves = {}
   for name, tree in stored.items():
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-      # Keys of tuples with names are attributes here and names in what Orbax stored.
+      # Fields of named tuples are attributes here and names in what Orbax stored.
       keys = [getattr(key, "name", getattr(key, "key", getattr(key, "idx", None))) for key in path]
-      found["/".join(map(str, [name, *keys]))] = leaf
-  return found
+      leaves["/".join(map(str, [name, *keys]))] = leaf
+  return leaves
 
 
 def _compare(where, stored: Mapping, wanted) -> None:
-  """WeightsError that names the first difference of a checkpoint's shapes from those of this run."""
+  """Raises WeightsError with the first difference between a checkpoint's shapes and those of this run."""
   wanted = {path: tuple(leaf.shape) for path, leaf in _leaves(wanted).items()}
   for path in [*wanted, *(path for path in stored if path not in wanted)]:
     if stored.get(path) != wanted.get(path):
-      found = f"{stored[path]}" if path in stored else "missing"
+      ours = f"{stored[path]}" if path in stored else "missing"
       right = f"{wanted[path]}" if path in wanted else "none of that name"
       raise WeightsError(
-        f"{where} is of another model or optimizer: '{path}' is {found}, wanted {right}; train as it began, or in "
-        "another folder."
+        f"{where} is of another model or optimizer: '{path}' is {ours}, wanted {right}; use the configuration that the "
+        "run started with, or another folder."
       )
 
 
 def _checksum(leaf):
-  """The sum of a leaf's bits as whole numbers, the same in whatever order they are added."""
+  """The sum of a leaf's bits as whole numbers, which does not depend on the order of addition."""
   bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
   return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
 
 
 def _reason(error: BaseException) -> str:
-  """The operating system's words, or the first line of the error."""
+  """The operating system's message, or the first line of the error."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):

@@ -1,4 +1,4 @@
-"""How well priors tell emotions apart: clustering strength (Table 5) and nearest-centroid accuracy."""
+"""How well priors separate emotions: clustering strength (Table 5) and nearest-centroid accuracy."""
 
 import collections
 
@@ -6,11 +6,12 @@ import numpy as np
 
 
 def clustering_strength(embedding: np.ndarray, identity: np.ndarray, emotion: np.ndarray) -> dict[str, float]:
-  """d_inter / d_intra with a person's emotions as the categories, and the two: Euclidean, in float64.
+  """clustering_strength = d_inter / d_intra, with Euclidean distances in float64.
 
-  embedding (n, d), identity, emotion (n,) int. d_inter: mean distance between the centroids of two emotions of one
-  person; d_intra: mean distance of a sample to the centroid of its person and emotion, over people with two emotions or
-  more, all pairs and all samples alike. Rows of emotion -1 are passed over. Without a pair there is nothing: {}.
+  embedding (n, d); identity, emotion (n,) int. The categories are the emotions of each person. d_inter: mean distance
+  between the centroids of two emotions of one person. d_intra: mean distance of a sample to its category's centroid.
+  Both means run over people with at least two emotions, all pairs and samples alike. Rows with emotion -1 are ignored.
+  Returns {} without any pair.
   """
   inter, intra = [], []
   for samples in _people(embedding, identity, emotion):
@@ -29,9 +30,10 @@ def clustering_strength(embedding: np.ndarray, identity: np.ndarray, emotion: np
 
 
 def strength_by_emotion(embedding: np.ndarray, identity: np.ndarray, emotion: np.ndarray) -> dict[int, float]:
-  """`clustering_strength` of each emotion apart, as Table 5 lists it: {emotion: d_inter / d_intra}.
+  """`clustering_strength` of each emotion, as in Table 5: {emotion: d_inter / d_intra}.
 
-  d_inter: mean distance of its centroid to those of the same person's other emotions; d_intra: of its samples to it.
+  d_inter: mean distance of its centroid to those of the same person's other emotions. d_intra: mean distance of its
+  samples to its centroid.
   """
   inter, intra = collections.defaultdict(list), collections.defaultdict(list)
   for samples in _people(embedding, identity, emotion):
@@ -46,10 +48,10 @@ def strength_by_emotion(embedding: np.ndarray, identity: np.ndarray, emotion: np
 def centroid_accuracy(
   embedding: np.ndarray, identity: np.ndarray, emotion: np.ndarray, clip: np.ndarray
 ) -> dict[str, float]:
-  """Share of the samples whose own person's nearest emotion centroid is that of their emotion.
+  """Share of samples whose nearest centroid, among the emotions of their person, is that of their own emotion.
 
-  As of `clustering_strength`, clip (n,): of a sample's own emotion the centroid is that of the other clips, so that
-  emotions of which a person has one clip are only there to be confused with. {} where there is no other.
+  Arguments as in `clustering_strength`; clip (n,). The centroid of a sample's own emotion leaves out its clip, so an
+  emotion with a single clip of a person serves only as a wrong answer. Returns {} if no emotion has two clips.
   """
   embedding, right = np.asarray(embedding, np.float64), []
   for person in np.unique(identity):
@@ -70,7 +72,7 @@ def centroid_accuracy(
 
 
 def _people(embedding, identity, emotion):
-  """emotion -> samples (k, d), of each person with two emotions or more."""
+  """For each person with at least two emotions: emotion -> samples (k, d)."""
   embedding = np.asarray(embedding, np.float64)
   for person in np.unique(identity):
     of_person = (identity == person) & (emotion >= 0)

@@ -1,4 +1,4 @@
-"""The TensorBoard log of a run, written in this thread: a full disk costs lines of the log and never the training."""
+"""The TensorBoard log of a run, written in the calling thread: a full disk loses log entries, not the run."""
 
 import collections
 import contextlib
@@ -15,14 +15,14 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 
 class EventLog:
-  """Events of one run in `folder`. What cannot be written is dropped, and `warn` is told once.
+  """Events of one run in `folder`. Events that cannot be written are dropped, with one call of `warn`.
 
-  Steps that an earlier, killed run had logged from `first_step` on are hidden by TensorBoard. tensorboardX's own
-  SummaryWriter hands events to a thread, which ends at a full disk, and then waits for it for ever.
+  TensorBoard hides steps from `first_step` on that an earlier, killed start logged. tensorboardX's SummaryWriter is not
+  used because its thread ends at a full disk, and the writer then waits for it forever.
   """
 
   def __init__(self, folder: str | os.PathLike, first_step: int, warn: Callable[[str], None], silent: bool = False):
-    """silent: nothing is written, as another process of the run does it."""
+    """silent: write nothing, because another process of the run does."""
     self._folder, self._step, self.warn = pathlib.Path(folder), first_step, warn
     self._writer, self._warned, self._silent = None, False, silent
 
@@ -31,7 +31,7 @@ class EventLog:
     self.summaries(step, *(summary.scalar(name, float(value)) for name, value in values.items()))
 
   def summaries(self, step: int, *summaries: Summary) -> None:
-    """What the functions of `tensorboardX.summary` make: images, videos, figures, histograms."""
+    """Logs results of the functions in `tensorboardX.summary`: images, videos, figures, histograms."""
     if self._silent:
       return
     try:
@@ -41,10 +41,10 @@ class EventLog:
         self._writer.write_event(Event(wall_time=time.time(), step=step, summary=value))
       self._writer.flush()
     except OSError as error:
-      # Half an event makes the rest of a file unreadable: the next one goes to a new file.
+      # An incomplete event makes the rest of a file unreadable, so continue in a new file.
       self._drop()
       if not self._warned:
-        self.warn(f"{self._folder}: the log could not be written ({error.strerror}); training goes on without it.")
+        self.warn(f"{self._folder}: the log could not be written ({error.strerror}); training continues without it.")
         self._warned = True
 
   def close(self) -> None:
@@ -58,7 +58,7 @@ class EventLog:
 
   def _open(self):
     self._folder.mkdir(parents=True, exist_ok=True)
-    # Without more than the second, a run that ends at once and the next would share a file.
+    # The name has only seconds; a run that ends at once and the next would share a file.
     self._writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{time.time_ns()}")
     start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
     self._writer.write_event(Event(wall_time=time.time(), step=self._step, session_log=start))
@@ -71,9 +71,9 @@ class EventLog:
 
 
 def read_scalars(folder: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
-  """The curves of a run's log folder, {name: [(step, value)]}; what a later start has done again replaces the earlier.
+  """The curves in a run's log folder, {name: [(step, value)]}. Steps of a later start replace those of an earlier one.
 
-  A file that a killed run has left without an end is read as far as it goes.
+  A truncated file of a killed run is read as far as it goes.
   """
   curves = collections.defaultdict(dict)
   for path in sorted(pathlib.Path(folder).glob("events*"), key=lambda path: path.stat().st_mtime_ns):
@@ -89,7 +89,7 @@ def read_scalars(folder: str | os.PathLike) -> dict[str, list[tuple[int, float]]
 
 
 def _events(path: pathlib.Path):
-  """The events of one file: each is its length (8 bytes), a checksum (4), itself and a checksum (4)."""
+  """The events of one file. Each has a length (8 bytes), a checksum (4), the event and a checksum (4)."""
   data, place = path.read_bytes(), 0
   while place + 12 <= len(data):
     (size,) = struct.unpack("<Q", data[place : place + 8])

@@ -1,4 +1,4 @@
-"""The loop of both stages: steps, what is seen of them, and checkpoints, so that a run may end at any moment."""
+"""The training loop: steps, logs, validations, and checkpoints from which a run continues exactly."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ from dicetalk_jax.training.step import Step
 
 
 class Data(Protocol):
-  """Endless batches whose place can be kept as a small JSON object, such as `data.sampling.Batches`."""
+  """Endless batches with a position that is a small JSON object, such as `data.batches.sampling.Batches`."""
 
   def __next__(self) -> dict[str, np.ndarray]: ...
 
@@ -38,7 +38,7 @@ class Data(Protocol):
 
 
 class DivergedError(DiceTalkError):
-  """Loss or gradients were not finite for too many steps in a row; the text says where the last batch is."""
+  """Too many consecutive steps had a non-finite loss or gradient; the text names the file with the last batch."""
 
 
 class Status(enum.Enum):
@@ -48,7 +48,7 @@ class Status(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """How a run ended, after how many steps, and with what: both are in its newest checkpoint."""
+  """How a run ended, after how many steps, and its state; the newest checkpoint holds the same."""
 
   status: Status
   step: int
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a step does, for the rates: frames seen, floating-point operations of the model, and the device's best."""
+  """Work of a step, for the logged rates: video frames, the model's FLOP, and the peak FLOP/s of all devices."""
 
   frames: int = 0
   flops: float = 0.0
@@ -87,48 +87,63 @@ def train(
   progress: Callable[[str, int, int], None] | None = None,
   warn: Callable[[str], None] = show,
 ) -> Outcome:
-  """Trains up to `config.steps`, from the newest complete checkpoint in `folder` or from `state`, which is used up.
+  """Trains up to `config.steps`, from the newest complete checkpoint in `folder`, or else from `state`.
 
-  accumulate: batches of `data` that make one of the step; place: a batch of this host -> as the step takes it.
-  validate(state, log) -> scalars, and may log pictures. report(step, metrics) is called with every step's metrics in
-  order, at most one step late and before the step is in any checkpoint; progress("train", done, total).
+  The buffers of `state` are donated. SIGTERM or Ctrl-C ends the run after the current step, with a checkpoint
+  (INTERRUPTED); before the first step, while it compiles, and a second time they raise KeyboardInterrupt at once. All
+  processes of a run call this with their parts of the batches, and a signal to one of them ends all.
 
-  SIGTERM and Ctrl-C end it after the step that runs, with a checkpoint: INTERRUPTED; a second Ctrl-C ends it at once.
-  Of several processes, which all call this with their parts of the batches, any one that is asked ends all.
-  `folder` gets checkpoints/, log/ (TensorBoard) and, where it diverges, diverged_<step>.npz. Raises DivergedError;
-  WeightsError, InputError for a checkpoint of another model or other data; InputError for data that ends or cannot be
-  read, where what was done before is saved, for a `config` that makes no sense, and where another process trains in
-  `folder`; OutputError where the last checkpoint cannot be written, while one before that is only told to `warn`.
+  Args:
+    state: initial state.
+    step_fn: of `make_step`.
+    data: batches.
+    config: steps and intervals.
+    folder: run folder; gets checkpoints/, log/ (TensorBoard) and, if the run diverges, diverged_<step>.npz.
+    accumulate: batches of `data` for one step.
+    place: puts this host's batch on the devices.
+    validate: validate(state, log) returns scalars, and may log pictures.
+    work: for the rates of the log.
+    report: called as report(step, metrics) for every step in order, at most one step late and before the step is in a
+      checkpoint.
+    progress: called as progress("compile", 0 or 1, 1) around the first step, then as progress("train", done, total).
+    warn: called with a message.
+
+  Raises:
+    DivergedError: after `config.max_skipped` consecutive skipped steps.
+    WeightsError, InputError: for a checkpoint of another model or of other data.
+    InputError: for a `config` that cannot be used, a folder in which another process trains, and data that ends or
+      cannot be read, in which case the steps so far are saved.
+    OutputError: if the last checkpoint cannot be written. Of an earlier one only `warn` is told.
   """
-  _check(config)
+  check_loop(config)
   folder = pathlib.Path(folder).expanduser()
   with contextlib.ExitStack() as stack:
     stack.enter_context(_alone(folder))
     checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep, config.keep_every, warn))
     if checkpoints.latest is not None:
-      # What it would begin with makes room for what it goes on with.
+      # Free the initial state before restoring the checkpoint.
       state = state.emptied()
-    if found := checkpoints.restore(state):
-      state, data_state = found
+    if restored := checkpoints.restore(state):
+      state, data_state = restored
       data.set_state(data_state)
     begin = step = int(state.step)
     log = stack.enter_context(EventLog(folder / "log", begin + 1, warn, silent=not is_first()))
-    stop = stack.enter_context(interrupts((signal.SIGTERM, signal.SIGINT)))
+    stop = _Stop(stack.enter_context(interrupts((signal.SIGTERM, signal.SIGINT))))
     clock = _Clock(begin)
-    pending, asked = None, _Asked(stop)
+    pending = None
 
     def settle():
-      """Looks at the step before: the device computes the next one meanwhile."""
+      """Handles the metrics of the previous step while the device computes the next one."""
       nonlocal pending
       if pending is None:
         return
-      (done, batch, metrics, anyone), pending = pending, None
-      asked.settle(anyone)
+      (done, batch, metrics, request), pending = pending, None
+      stop.settle(request)
       metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
       if report:
         report(done, metrics)
       if done == begin + 1:
-        clock.restart(done)  # what came before was compiling
+        clock.restart(done)  # the time so far was compilation
       if done % config.log_every == 0 or done == config.steps:
         log.scalars(done, {f"train/{name}": value for name, value in metrics.items()} | clock.rates(done, work))
       if progress:
@@ -136,31 +151,41 @@ def train(
       if metrics["skipped_in_row"] >= config.max_skipped:
         raise DivergedError(_diverged(folder, done, batch, metrics))
 
-    while step < config.steps and not asked.to_stop:
-      place_in_data = data.get_state()
+    def advance(state, batch):
+      if step > begin:
+        return step_fn(state, place(batch))
+      if progress:
+        progress("compile", 0, 1)
+      state, metrics = _in_thread(step_fn, state, place(batch), stop=stop.signalled)
+      if progress:
+        progress("compile", 1, 1)
+      return state, metrics
+
+    while step < config.steps and not stop.requested:
+      position = data.get_state()
       try:
         batch = _next(data, accumulate, step)
       except Exception:
-        # Ctrl-C reaches processes that read data, too, and ends them.
-        if asked.to_stop:
-          data.set_state(place_in_data)
+        # Ctrl-C also reaches the processes that read data, and ends them.
+        if stop.requested:
+          data.set_state(position)
           break
         if jax.process_count() > 1:
           raise  # the others cannot save without this one, and end with it
         settle()
         if step > begin:
-          checkpoints.save(state, place_in_data)
+          checkpoints.save(state, position)
         raise
-      anyone = asked.ask()
-      state, metrics = step_fn(state, place(batch))
+      request = stop.share()
+      state, metrics = advance(state, batch)
       settle()
-      step, pending = step + 1, (step + 1, batch, metrics, anyone)
+      step, pending = step + 1, (step + 1, batch, metrics, request)
       checkpoints.poll()
       last = step == config.steps
       if last or step % config.checkpoint_every == 0:
         settle()
         checkpoints.save(state, data.get_state(), wait=last)
-      if validate and not asked.to_stop and (last or step % config.validate_every == 0):
+      if validate and not stop.requested and (last or step % config.validate_every == 0):
         settle()
         with clock.paused():
           log.scalars(step, {f"validation/{name}": value for name, value in validate(state, log).items()})
@@ -169,23 +194,39 @@ def train(
   return Outcome(Status.FINISHED if step >= config.steps else Status.INTERRUPTED, step, state)
 
 
-def _check(config: LoopConfig) -> None:
-  for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep", "max_skipped"):
-    if (value := getattr(config, name)) < 1:
-      raise InputError(f"loop.{name} is {value}, wanted a whole number of at least 1")
-  if config.keep_every is not None and config.keep_every < 1:
-    raise InputError(f"loop.keep_every is {config.keep_every}, wanted a whole number of at least 1, or none")
-  # Beyond 32 bits jax.random.key would silently begin again at 0.
+def check_loop(config: LoopConfig) -> None:
+  """Raises InputError for settings that cannot be used."""
+  for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep", "max_skipped", "keep_every"):
+    if (value := getattr(config, name)) is not None and value < 1:
+      raise InputError(f"loop.{name} is {value}; give a whole number of at least 1")
+  # Beyond 32 bits jax.random.key would silently start again at 0.
   if not 0 <= config.seed < 2**32:
-    raise InputError(f"loop.seed is {config.seed}, wanted a whole number from 0 to {2**32 - 1}")
+    raise InputError(f"loop.seed is {config.seed}; give a whole number from 0 to {2**32 - 1}")
+
+
+def _in_thread(function, *inputs, stop: threading.Event):
+  """Calls a function in a thread, as XLA cannot be interrupted; raises KeyboardInterrupt when `stop` is set."""
+  results, failures, done = [], [], threading.Event()
+
+  def call():
+    try:
+      results.append(function(*inputs))
+    except BaseException as error:
+      failures.append(error)
+    done.set()
+
+  threading.Thread(target=call, daemon=True).start()
+  while not done.wait(0.05):
+    if stop.is_set():
+      raise KeyboardInterrupt
+  if failures:
+    raise failures[0]
+  return results[0]
 
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
-  """Holds the folder of a run for this process.
-
-  The hosts of one run share its folder: the first of them holds it.
-  """
+  """Locks the run folder for this process, if it is the first of its hosts."""
   if jax.process_index():
     yield
     return
@@ -195,7 +236,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
       folder.mkdir(parents=True, exist_ok=True)
       stack.enter_context(lock(folder, busy))
     except OSError as error:
-      raise OutputError(f"{folder} cannot hold a run: {error.strerror}; name another folder.") from error
+      raise OutputError(f"{folder} cannot be a run folder: {error.strerror}; choose another one.") from error
     yield
 
 
@@ -203,31 +244,34 @@ def _next(data: Data, accumulate: int, step: int) -> dict[str, np.ndarray]:
   try:
     batches = [next(data) for _ in range(accumulate)]
   except StopIteration:
-    raise InputError(f"the data ended after step {step}; training wants batches without end") from None
+    raise InputError(f"the data ended after step {step}; training needs endless batches") from None
   return batches[0] if accumulate == 1 else {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _diverged(folder, step, batch, metrics) -> str:
-  """Saves the batch, and says what happened."""
+  """Saves the batch; returns the error message."""
   path = folder / f"diverged_{step}.npz"
-  said = f"Loss or gradients were not finite for {metrics['skipped_in_row']:.0f} steps in a row, up to step {step}"
-  advice = "lower the learning rate, or look into the data"
+  message = (
+    f"The loss or gradients were not finite for {metrics['skipped_in_row']:.0f} steps in a row, up to step {step}. "
+    "Lower the learning rate, or check the data"
+  )
   try:
     np.savez(path, **batch)
   except OSError as error:
-    return f"{said}; {advice} (its batch could not be saved: {error.strerror})."
-  return f"{said}; {advice}: its batch is in {path}."
+    return f"{message} (the batch of this step could not be saved: {error.strerror})."
+  return f"{message}: the batch of this step is in {path}."
 
 
-class _Asked:
-  """Whether this run is to stop: alone, as soon as it is asked; of several processes, all after the same step.
+class _Stop:
+  """Whether the run is to stop, as `signalled` requests it on this process or another.
 
-  A signal may reach one of them, or each at another step. So each tells the others with every step, and hears them a
-  step later, together with the metrics: that costs nothing.
+  One process stops after its current step. Several processes all have to stop after the same one, and a signal may
+  reach one of them, or each at another step: so each shares its request with every step, and reads those of all one
+  step later, together with the metrics, which costs nothing.
   """
 
-  def __init__(self, stop: threading.Event):
-    self._stop, self._anyone = stop, False
+  def __init__(self, signalled: threading.Event):
+    self.signalled, self._anyone = signalled, False
     self._alone = jax.process_count() == 1
     if not self._alone:
       mesh = make_mesh()
@@ -235,23 +279,23 @@ class _Asked:
       self._max = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
   @property
-  def to_stop(self) -> bool:
-    return self._stop.is_set() if self._alone else self._anyone
+  def requested(self) -> bool:
+    return self.signalled.is_set() if self._alone else self._anyone
 
-  def ask(self):
-    """Tells the others; what it gives goes to `settle` a step later."""
+  def share(self):
+    """Sends this process's request to the others; pass the result to `settle` one step later."""
     if self._alone:
       return None
-    told = np.full(1, self._stop.is_set(), np.int32)
-    return self._max(self._place(lambda index: told))
+    request = np.full(1, self.signalled.is_set(), np.int32)
+    return self._max(self._place(lambda index: request))
 
-  def settle(self, anyone) -> None:
-    if anyone is not None:
-      self._anyone = self._anyone or bool(anyone)
+  def settle(self, request) -> None:
+    if request is not None:
+      self._anyone = self._anyone or bool(request)
 
 
 class _Clock:
-  """Steps a second since the last time it was asked, without pauses."""
+  """Steps per second since the last call of `rates`, without pauses."""
 
   def __init__(self, step):
     self.restart(step)

@@ -1,4 +1,4 @@
-"""The networks of the adaptation: which modules, with which parameters, on which data."""
+"""Networks of the adaptation: modules, initial parameters, and checks that they fit each other and the data."""
 
 import dataclasses
 import functools
@@ -20,12 +20,6 @@ from dicetalk_jax.vocabulary import DTYPES, EMOTIONS, LEVELS
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.initial import init_params, network_key
 from dicetalk_jax.weights.networks import build, network_shapes, row
-
-# Policies of jax.checkpoint_policies that need no arguments.
-_REMAT_POLICIES = (
-  *("everything_saveable", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"),
-  *("checkpoint_dots", "checkpoint_dots_with_no_batch_dims"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +70,12 @@ def set_up(
   _check(config, (AUDIO, EMOTION))
   weights, held = None, {}
   try:
+    if not config.weights:
+      raise WeightsError("weights is empty; give the weights folder that the data was encoded with.")
     weights = Weights.open(config.weights)
     held = dict(weights.config["networks"])
   except WeightsError:
-    if needs_weights or not config.networks or pathlib.Path(config.weights).expanduser().exists():
+    if needs_weights or not config.networks or (config.weights and pathlib.Path(config.weights).expanduser().exists()):
       raise
   architectures = dict(config.networks) | held
   if "unet" not in architectures:
@@ -89,6 +85,8 @@ def set_up(
   tokens, frozen = [each.network for each in conditions], [name for each in conditions for name in each.needs]
   names = ("unet", *tokens, "pose_guider", *frozen)
   learning = [name for name in names if row(name).trains]
+  if unknown := sorted(set(networks or ()) - set(names)):
+    raise InputError(f"networks has {unknown[0]!r}; the names are {', '.join(names)}")
   for name in (*names, "vae"):
     if name not in architectures:
       raise WeightsError(_advice(name, config.weights))
@@ -111,7 +109,7 @@ def set_up(
     modules[name] = module
     if network_shapes(name, architectures[name], module) != network_shapes(name, architectures[name]):
       missing = [*(other for other in missing if other.split("/")[0] != name), name]
-  modules["unet"] = modules["unet"].clone(remat=config.remat, remat_policy=config.remat_policy)
+  modules["unet"] = modules["unet"].clone(remat=config.remat)
   vae = build("vae", architectures["vae"])
   _check_sizes(modules, conditions, vae)
   architectures = {name: architectures[name] for name in (*names, "vae")}
@@ -147,15 +145,11 @@ def _check(config: AdaptationConfig, conditions: Sequence[Condition]) -> None:
   }
   for name, (value, smallest) in least.items():
     if value < smallest:
-      raise InputError(f"{name} is {value}, wanted a number of at least {smallest}")
+      raise InputError(f"{name} is {value}; give a number of at least {smallest}")
   if not 0 < settings.sigma_min < settings.sigma_max:
-    raise InputError(
-      f"samples.generation.sigma_min is {settings.sigma_min}, wanted a number above 0 and below sigma_max"
-    )
-  known = {"dtype": (config.dtype, DTYPES), "remat_policy": (config.remat_policy, _REMAT_POLICIES)}
-  for name, (value, choices) in known.items():
-    if value is not None and value not in choices:
-      raise InputError(f"{name} '{value}' is not known; choose one of {', '.join(choices)}, or none")
+    raise InputError(f"samples.generation.sigma_min is {settings.sigma_min}; give a number above 0 and below sigma_max")
+  if config.dtype is not None and config.dtype not in DTYPES:
+    raise InputError(f"dtype '{config.dtype}' is unknown; choose one of {', '.join(DTYPES)}, or none")
 
 
 def _check_sizes(modules: Mapping[str, nn.Module], conditions: Sequence[Condition], vae) -> None:
@@ -187,12 +181,12 @@ def _check_sizes(modules: Mapping[str, nn.Module], conditions: Sequence[Conditio
 
 def _advice(name: str, folder: str) -> str:
   if name == "emotion_embedder":
-    how = "train one with `dicetalk train embedder`, and give the weights folder that it ends with"
+    advice = "train one with `dicetalk train embedder`, and use the weights folder that it writes"
   elif name == "vae":
-    how = "convert the release, or train one with `dicetalk train autoencoder`"
+    advice = "convert the release, or train one with `dicetalk train autoencoder`"
   else:
-    how = f"give weights that have it, or its architecture in the configuration's networks['{name}']"
-  return f"{folder} has no {name.replace('_', ' ')}; {how}."
+    advice = f"use weights that have it, or give its architecture in the configuration's networks['{name}']"
+  return f"{folder} has no {name.replace('_', ' ')}; {advice}."
 
 
 def trainable_patterns(config: AdaptationConfig) -> list[str]:
@@ -258,13 +252,13 @@ def check_batch(setup: Setup, batch: Mapping[str, np.ndarray], config: Adaptatio
   size = tuple(setup.downscale * side for side in latents[2:4])
   if size != (config.size, config.size):
     raise InputError(
-      f"the data shows {size[1]}x{size[0]} pixels, and the configuration says size {config.size}; set size, or use "
-      "other data"
+      f"the data has {size[1]}x{size[0]} pixels, and the configuration has size {config.size}; set size, or use other "
+      "data"
     )
   factor = 2 ** (len(unet.block_out_channels) - 1)
   if latents[2] % factor:
     raise InputError(
-      f"latents of {latents[2]}x{latents[3]} do not fit the U-Net, which halves them {factor.bit_length() - 1} times"
+      f"latents of {latents[2]}x{latents[3]} do not fit the U-Net; give a size whose latents divide by {factor}"
     )
 
 

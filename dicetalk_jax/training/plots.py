@@ -1,4 +1,4 @@
-"""Pictures of numbers for the log, where matplotlib is installed (`pip install dicetalk-jax[analysis]`)."""
+"""Plots for the log, if matplotlib is installed (`pip install dicetalk-jax[analysis]`)."""
 
 import io
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from dicetalk_jax.vocabulary import EMOTIONS
 
 
 def prior_plot(name: str, embedded: Mapping[str, np.ndarray]) -> Summary | None:
-  """The priors that `embed` gives, in the plane of their two largest variances, coloured by emotion, sized by level.
+  """The priors of `embed` in the plane of their first two principal components: colour is emotion, size is level.
 
-  None without matplotlib, or without two priors of known emotion.
+  None without matplotlib, or with fewer than two priors of known emotion.
   """
   try:
     from matplotlib.figure import Figure

@@ -1,12 +1,39 @@
-"""The weights folder that a finished run leaves."""
+"""The weights folder that a finished run writes."""
 
 import os
 from collections.abc import Mapping
 
-from dicetalk_jax.errors import OutputError
+from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.files import expanded, replaced_folder
 from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.folder import Weights
+
+# Sizes that must agree between two networks: (network, its size, other network, its size).
+_SIZES = (
+  ("emotion_embedder", "features", "emotion_model", "prior_dim"),
+  ("emotion_embedder", "speech_features", "audio_encoder", "d_model"),
+  ("emotion_model", "features", "unet", "cross_attention_dim"),
+  ("audio_projection", "features", "unet", "cross_attention_dim"),
+  ("image_encoder", "projection_dim", "unet", "cross_attention_dim"),
+  ("audio_projection", "d_model", "audio_encoder", "d_model"),
+  ("vae", "latent_channels", "unet", "out_channels"),
+)
+
+
+def check_sizes(weights: Weights | None, architectures: Mapping[str, Mapping]) -> None:
+  """Raises InputError if networks of these architectures would not fit the others of a weights folder.
+
+  Every stage calls it before it trains: its result replaces the network in a copy of the folder.
+  """
+  networks = ({} if weights is None else weights.config["networks"]) | dict(architectures)
+  for one, size, other, wanted in _SIZES:
+    if one in networks and other in networks and {one, other} & set(architectures):
+      ours, theirs = networks[one].get(size), networks[other].get(wanted)
+      if None not in (ours, theirs) and ours != theirs:
+        raise InputError(
+          f"the {one} has {size} {ours} and the {other} has {wanted} {theirs}, and they must be equal; change the "
+          f"configuration, or start from weights without that network ({'none' if weights is None else weights.folder})"
+        )
 
 
 def write_result(
@@ -16,10 +43,16 @@ def write_result(
   architectures: Mapping[str, Mapping],
   config: Mapping | None = None,
 ) -> Weights:
-  """A copy of `base` with `networks` ({name: nested parameters}) replaced or added; without one, these alone.
+  """Writes the weights folder of a finished run, whole, in place of an earlier one. All processes call it.
 
-  config: more of config.json's top level. One that an earlier end of the run has left is replaced, once the new one is
-  whole. Of several processes all have to call this. Raises OutputError where it cannot be written.
+  Args:
+    folder: result folder.
+    base: weights to copy; None writes `networks` alone.
+    networks: trained networks, name -> nested parameters.
+    architectures: their entries in config.json.
+    config: other top-level entries of config.json.
+
+  Raises OutputError if the folder cannot be written.
   """
   try:
     with replaced_folder(expanded(folder), hosts) as target:
@@ -28,8 +61,9 @@ def write_result(
       else:
         base.derive(target, networks, architectures, config=config or {})
   except (OutputError, OSError) as error:
-    said = str(error) if isinstance(error, OutputError) else f"{folder} could not be written: {error.strerror}."
+    reason = str(error) if isinstance(error, OutputError) else f"{folder} could not be written: {error.strerror}."
     raise OutputError(
-      f"{said} Training has ended and its last checkpoint is whole: mend this, and the same command writes the weights."
+      f"{reason} Training has finished and its last checkpoint is complete: fix this, and the same command writes the "
+      "weights."
     ) from error
   return Weights.open(folder)

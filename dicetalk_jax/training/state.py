@@ -1,4 +1,4 @@
-"""The state of training, a pytree: what trains apart from what is frozen, and all that a run needs to go on exactly."""
+"""The state of training as a pytree: trained and frozen parameters, optimizer, average, step and random key."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,17 @@ from dicetalk_jax.errors import InputError
 
 @flax.struct.dataclass
 class TrainState:
-  """step counts every step, skipped ones included; params and frozen are nested dicts that have no leaf in common.
+  """State of a run. params and frozen are nested dicts without a common leaf.
 
-  The random numbers of a step are those of fold_in(key, step): they depend on nothing else.
+  The random numbers of a step come from fold_in(key, step) and depend on nothing else.
   """
 
-  step: jax.Array  # () int32
-  params: Any  # what trains, float32
+  step: jax.Array  # () int32, skipped steps included
+  params: Any  # trained parameters, float32
   frozen: Any
-  opt_state: optax.OptState
+  opt_state: optax.OptState  # of `optimizer.make_optimizer`
   ema: Any  # as params, or None
   key: jax.Array  # raw, uint32
-  skipped: jax.Array  # () int32: steps whose loss or gradients were not finite
-  skipped_in_row: jax.Array  # () int32: those since the last that was taken
 
   @classmethod
   def create(
@@ -39,9 +37,9 @@ class TrainState:
     ema: bool = True,
     frozen_dtype: jnp.dtype | None = None,
   ) -> "TrainState":
-    """The state before the first step. `params` stay usable: what trains is copied, as float32.
+    """The state before the first step. Trained parameters are copied as float32, so `params` stay usable.
 
-    trainable: see `split`; frozen_dtype: what the frozen floating-point leaves are cast to. InputError as of `split`.
+    trainable: see `split`. frozen_dtype: type to cast frozen floating-point leaves to. Raises what `split` raises.
     """
     params, frozen = split(params, trainable)
     params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
@@ -56,15 +54,23 @@ class TrainState:
       params=params,
       frozen=jax.tree.map(jnp.asarray, frozen),
       opt_state=optimizer.init(params),
-      # A copy: a step gives all of its buffers away, and none may be given twice.
+      # A copy, because a step donates all of its buffers and none may be donated twice.
       ema=jax.tree.map(jnp.copy, params) if ema else None,
       key=jnp.array(key),
-      skipped=jnp.zeros((), jnp.int32),
-      skipped_in_row=jnp.zeros((), jnp.int32),
     )
 
+  @property
+  def skipped(self) -> jax.Array:
+    """() int32: steps with a non-finite loss or gradient."""
+    return self.opt_state.total_notfinite
+
+  @property
+  def skipped_in_row(self) -> jax.Array:
+    """() int32: consecutive steps, up to this one, with a non-finite loss or gradient."""
+    return self.opt_state.notfinite_count
+
   def emptied(self) -> "TrainState":
-    """The state with shapes and shardings for all that a checkpoint brings; the memory of these arrays is freed."""
+    """Shapes and shardings in place of all that a checkpoint restores. Frees the memory of these arrays."""
 
     def describe(leaf):
       described = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -74,40 +80,40 @@ class TrainState:
     return jax.tree.map(describe, self.replace(frozen=None)).replace(frozen=self.frozen)
 
   def latest(self) -> dict:
-    """All parameters as they are now, nested."""
+    """All parameters, nested."""
     return merge(self.params, self.frozen)
 
   def averaged(self) -> dict:
-    """All parameters with the moving average of what trains, or as they are now where none is kept."""
+    """All parameters, the trained ones as their moving average if there is one."""
     return merge(self.params if self.ema is None else self.ema, self.frozen)
 
 
 def split(params: Mapping, trainable: str | Sequence[str] = "") -> tuple[dict, dict]:
-  """Nested params -> what trains, what does not: nested dicts without a leaf in common.
+  """Splits nested params into (trained, frozen), nested dicts without a common leaf.
 
-  trainable: regular expressions searched for in paths such as "down_blocks_0/attentions_1/to_q/kernel"; a leaf trains
-  where one is found, and "" is found in all. Raises InputError, naming it, for one that is found in none or is no
-  regular expression, and where there is none.
+  trainable: regular expressions. A leaf trains if one of them is found in its path, such as
+  "down_blocks_0/attentions_1/to_q/kernel"; "" is found in every path. Raises InputError for an expression that is
+  invalid or found in no path, and for an empty list.
   """
   patterns = [trainable] if isinstance(trainable, str) else list(trainable)
   flat = flatten_dict(params, sep="/")
   if not patterns:
-    raise InputError("nothing is named to train; give at least one regular expression of parameter paths")
+    raise InputError("nothing is selected to train; give at least one regular expression of parameter paths")
   chosen = set()
   for pattern in patterns:
     try:
-      found = {path for path in flat if re.search(pattern, path)}
+      matches = {path for path in flat if re.search(pattern, path)}
     except re.error as error:
-      raise InputError(f"'{pattern}' of what is to train is not a regular expression: {error}") from None
-    if not found:
+      raise InputError(f"trainable: '{pattern}' is not a regular expression: {error}") from None
+    if not matches:
       raise InputError(
-        f"'{pattern}' of what is to train is found in none of the {len(flat)} parameters, such as '{next(iter(flat))}'"
+        f"trainable: '{pattern}' matches none of the {len(flat)} parameters, such as '{next(iter(flat))}'"
       )
-    chosen |= found
+    chosen |= matches
   parts = ({path: leaf for path, leaf in flat.items() if (path in chosen) is trains} for trains in (True, False))
   return tuple(unflatten_dict(part, sep="/") for part in parts)
 
 
 def merge(params: Mapping, frozen: Mapping) -> dict:
-  """The two parts of `split` as one again."""
+  """Joins the two parts of `split`."""
   return unflatten_dict(flatten_dict(params, sep="/") | flatten_dict(frozen, sep="/"), sep="/")

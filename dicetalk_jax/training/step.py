@@ -1,4 +1,4 @@
-"""One step of training as a pure, compiled function of state and batch."""
+"""One training step as a pure, compiled function of state and batch."""
 
 import contextlib
 import functools
@@ -24,27 +24,30 @@ def make_step(
   accumulate: int = 1,
   state_sharding: TrainState | None = None,
 ) -> Step:
-  """step(state, batch) -> state, metrics; the state that is given is given away, but for its frozen leaves.
+  """Makes step(state, batch) -> (state, metrics), which donates the state's buffers except the frozen leaves.
 
-  step.lower(state, batch), of arrays or shapes, is `jax.stages.Lowered`, to look at and to compile ahead.
+  step.lower(state, batch), of arrays or shapes, returns a `jax.stages.Lowered`.
 
-  loss_fn(params, batch, key) -> loss (), {name: ()}; params nested, what is frozen among them. accumulate > 1: each
-  array of the batch has so many parts in front, (accumulate, b, ...), and their gradients are averaged. Where loss or
-  gradients are not finite, parameters, optimizer and average stay as they were, and the step is counted as skipped.
-  state_sharding: a TrainState of NamedShardings that the new state keeps to, frozen None, on whose mesh metrics are
-  replicated; None leaves it to the compiler.
+  Args:
+    loss_fn: loss_fn(params, batch, key) -> loss (), {name: ()}. params are nested and include the frozen ones.
+    optimizer: of `optimizer.make_optimizer`. Where the loss or a gradient is not finite, parameters, optimizer and
+      average stay as they are and the step counts as skipped.
+    schedule: learning rate by update, for the metrics.
+    ema_decay: decay of the average. After n updates it is min(ema_decay, (1 + n) / (10 + n)).
+    accumulate: parts of a batch. If more than 1, each array has shape (accumulate, b, ...) and gradients are averaged.
+    state_sharding: TrainState of NamedShardings that the new state keeps, `frozen` None; metrics are replicated on
+      its mesh. None: the compiler decides.
 
-  metrics, all () float32: loss, grad_norm before clipping, what loss_fn adds, learning_rate where there is a schedule,
-  finite, skipped, skipped_in_row. The average's decay after n updates is min(ema_decay, (1 + n) / (10 + n)).
+  The metrics are () float32: loss, grad_norm (before clipping), those of loss_fn, learning_rate, finite, skipped,
+  skipped_in_row.
   """
   if accumulate < 1 or not 0 <= ema_decay < 1:
     raise InputError(
-      f"accumulate {accumulate} and ema_decay {ema_decay} cannot be used: the first is at least 1, the second from 0 "
-      "up to 1"
+      f"optimizer has accumulate {accumulate} and ema_decay {ema_decay}; give at least 1, and a number from 0 up to 1"
     )
 
   def gradients(params, frozen, batch, key):
-    # Differentiated by what trains alone: optimizer and memory know of nothing else.
+    # Differentiate by the trained parameters only: the frozen ones need no gradients and no optimizer state.
     def loss_of(params):
       loss, metrics = loss_fn(merge(params, frozen), batch, key)
       return loss.astype(jnp.float32), metrics
@@ -70,29 +73,20 @@ def make_step(
     gradient, metrics = (gradients if accumulate == 1 else mean_gradients)(state.params, frozen, batch, key)
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    # The optimizer skips gradients that are not finite; a loss that is not finite makes them so.
+    gradient = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params, ema = optax.apply_updates(state.params, updates), state.ema
-    taken = (state.step - state.skipped).astype(jnp.float32)
+    count = (state.step - state.skipped).astype(jnp.float32)
     if ema is not None:
-      decay = jnp.minimum(ema_decay, (1 + taken) / (10 + taken))
-      ema = jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, ema, params)
-
-    moved = (params, opt_state, ema)
-    kept = (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = jax.tree.map(functools.partial(jnp.where, finite), moved, kept)
-    metrics |= {"grad_norm": norm} | ({"learning_rate": schedule(taken)} if schedule else {})
-    new = state.replace(
-      step=state.step + 1,
-      params=params,
-      opt_state=opt_state,
-      ema=ema,
-      skipped=state.skipped + ~finite,
-      skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
-    )
+      decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
+      ema = optax.incremental_update(params, ema, jnp.where(finite, 1 - decay, 0))
+    new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+    metrics |= {"grad_norm": norm} | ({"learning_rate": schedule(count)} if schedule else {})
     metrics |= {"finite": finite, "skipped": new.skipped, "skipped_in_row": new.skipped_in_row}
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-  # Kernels that the compiler cannot split by itself ask for it.
+  # Attention kernels that the compiler cannot partition by itself ask for the mesh.
   mesh = contextlib.nullcontext if shardings is None else functools.partial(jax.set_mesh, state_sharding.step.mesh)
 
   def step(state, batch):

@@ -44,7 +44,7 @@ class SmallRun:
     # One device a process; what this test runs under is not theirs.
     ours = ("SLURM_", "JAX_", "OMPI_", "DICETALK_", "XLA_FLAGS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return kept | {"JAX_PLATFORMS": "cpu", "DICETALK_CONNECT_TIMEOUT": "120"}
+    return kept | {"JAX_PLATFORMS": "cpu", "DICETALK_CONNECT_TIMEOUT": "120", "DICETALK_HEARTBEAT_TIMEOUT": "20"}
 
   def checkpoints(self):
     return sorted(int(path.name) for path in (self.run / "checkpoints").iterdir() if path.name.isdigit())

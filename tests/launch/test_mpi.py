@@ -34,7 +34,7 @@ def test_two_processes_train_are_stopped_and_go_on(run):
     assert process.poll() is None, said()
     # To the script alone, as a batch system or a terminal does it.
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 0, said()
+    assert process.wait(timeout=120) == 75, said()
     (saved,) = stopped(said())
     assert run.checkpoints()[-1] == saved and run.writers() == 2
     assert {path.name for path in run.run.iterdir()} <= {"checkpoints", "log"}
@@ -45,7 +45,7 @@ def test_two_processes_train_are_stopped_and_go_on(run):
     assert min(steps(said())) == saved + 1
     process_of("JAX_PROCESS_ID", 1, run).kill()
     assert process.wait(timeout=120) != 0
-    assert "process 1 of this run ended before the others" in said()
+    assert "another process of this run ended" in said() or "unhealthy" in said()
     wait_until(lambda: not list(processes(run)), said)
 
     last = max(run.checkpoints()[-1], saved) + 2

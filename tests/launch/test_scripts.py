@@ -16,7 +16,8 @@ LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
 LINE = ["train", "embedder", "--config", "my presets/it's $HOME.py", "--set", "data=[a, b]", "", "*", 'a "b"\\']
 
-# Lasts FAKE_SECONDS and ends with FAKE_CODE; a signal is written down and ends it with 0 after a while, as saving does.
+# Lasts FAKE_SECONDS and exits with FAKE_CODE. A signal is written down and makes it exit with 75 after a while, as a
+# run that saves does.
 RECORDER = """#!{python}
 import json, os, signal, sys, time
 name = os.path.basename(sys.argv[0])
@@ -27,7 +28,7 @@ def told(number, frame):
   write(signal=signal.Signals(number).name)
   time.sleep(0.5)
   write(saved=True)
-  sys.exit(0)
+  sys.exit(75)
 for number in (signal.SIGTERM, signal.SIGUSR1):
   if signal.getsignal(number) is not signal.SIG_IGN:
     signal.signal(number, told)
@@ -132,7 +133,6 @@ def test_the_shell_reads_it(script):
     ("mpi.sh", [], {}),
     ("mpi.sh", ["-n", "2", "train"], {}),
     ("mpi.sh", ["-n", "2", "--"], {}),
-    ("container.sh", [], {}),
   ],
 )
 def test_wrong_use_is_told_and_starts_nothing(checkout, script, arguments, environment):
@@ -142,7 +142,7 @@ def test_wrong_use_is_told_and_starts_nothing(checkout, script, arguments, envir
 
 
 def test_every_script_has_its_wrong_use_tested():
-  assert {"tpu.sh", "slurm.sh", "mpi.sh", "container.sh"} == set(SCRIPTS)
+  assert {"tpu.sh", "slurm.sh", "mpi.sh"} == set(SCRIPTS)
 
 
 def test_a_slurm_step_gets_the_line_as_it_is(checkout):
@@ -169,14 +169,14 @@ def test_one_slurm_task_a_node_sees_all_of_its_gpus(checkout, environment, seen)
 
 @pytest.mark.parametrize(
   "code, environment, again",
-  [(0, {}, False), (1, {}, False), (2, {}, False), (137, {}, True), (134, {"SLURM_RESTART_COUNT": "20"}, False)],
+  [(0, {}, False), (1, {}, False), (75, {}, False), (137, {}, True), (134, {"SLURM_RESTART_COUNT": "20"}, False)],
 )
 def test_only_a_slurm_job_that_was_killed_goes_back_into_the_queue(checkout, code, environment, again):
   assert checkout.run("slurm.sh", *LINE, FAKE_CODE=str(code), **JOB, **environment)[0] == code
   assert [call["arguments"] for call in checkout.log("scontrol")] == ([["requeue", "7"]] if again else [])
 
 
-@pytest.mark.parametrize("code, again", [(0, True), (1, False)])
+@pytest.mark.parametrize("code, again", [(75, True), (0, False), (1, False)])
 def test_near_its_time_limit_a_slurm_job_saves_and_queues_again(checkout, code, again):
   process = checkout.start("slurm.sh", *LINE, FAKE_SECONDS="2", FAKE_CODE=str(code), **JOB)
   checkout.wait_for("srun")
@@ -225,22 +225,6 @@ def test_open_mpi_keeps_what_the_user_has_set(checkout):
 
 def test_open_mpi_failures_are_passed_on(checkout):
   assert checkout.run("mpi.sh", "--", "info", FAKE_CODE="3")[0] == 3
-
-
-@pytest.mark.parametrize("code", [0, 1, 137])
-def test_a_container_runs_the_line_and_passes_its_code_on(checkout, code):
-  assert checkout.run("container.sh", *LINE, FAKE_CODE=str(code)) == (code, "")
-  (call,) = checkout.log()
-  assert call["name"] == "dicetalk" and call["arguments"] == LINE
-
-
-def test_a_container_that_is_told_to_stop_saves_and_has_not_succeeded(checkout):
-  process = checkout.start("container.sh", *LINE, FAKE_SECONDS="30")
-  checkout.wait_for("dicetalk")
-  process.send_signal(signal.SIGTERM)
-  process.communicate(timeout=20)
-  assert checkout.log()[1:] == [{"name": "dicetalk", "signal": "SIGTERM"}, {"name": "dicetalk", "saved": True}]
-  assert process.returncode == 143
 
 
 def test_every_tpu_host_gets_the_tracked_files_and_runs_the_line(checkout):

@@ -92,7 +92,6 @@ def main():
 
   _, outcome = train(stage, config, folder, report)
   print(json.dumps({"ended": outcome.status.value, "after": outcome.step}), flush=True)
-  hosts.leave(0)
 
 
 if __name__ == "__main__":

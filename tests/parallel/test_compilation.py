@@ -8,7 +8,7 @@ import sys
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from dicetalk_jax.inference.compiled import keep_compiled_programs
+from dicetalk_jax.parallel.compilation import keep_compiled_programs
 
 keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

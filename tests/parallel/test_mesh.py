@@ -56,11 +56,11 @@ def test_a_mesh_takes_devices(config, sizes):
     (MeshConfig(3), "3 devices do not divide the 8"),
     (MeshConfig(-1, 3), "3 devices do not divide the 8"),
     (MeshConfig(16), "16 devices do not divide the 8"),
-    (MeshConfig(-1, -1), "makes no sense"),
-    (MeshConfig(0), "makes no sense"),
-    ("data", "'data' is none"),
-    ("date=8", "'date=8' is none"),
-    ("data=two", "'data=two' is none"),
+    (MeshConfig(-1, -1), "is not possible"),
+    (MeshConfig(0), "is not possible"),
+    ("data", "'data' cannot be read"),
+    ("date=8", "'date=8' cannot be read"),
+    ("data=two", "'data=two' cannot be read"),
   ],
 )
 def test_a_mesh_that_does_not_fit(config, words):
@@ -71,7 +71,7 @@ def test_a_mesh_that_does_not_fit(config, words):
 def test_a_batch_that_does_not_fit():
   mesh = make_mesh(MeshConfig(2, 4))
   check_batch_size(mesh, 16, "clips")
-  with pytest.raises(InputError, match="12 clips a batch cannot be divided over 8 parts"):
+  with pytest.raises(InputError, match="a batch of 12 clips cannot be divided over 8 parts"):
     check_batch_size(mesh, 12, "clips")
 
 
@@ -142,10 +142,10 @@ def test_optimizer_and_average_lie_beside_their_parameters():
 @pytest.mark.parametrize(
   "rule, words",
   [
-    ((r"to_z/kernel$", ("fsdp",)), "names none of the 2 parameters, such as 'a/kernel'"),
+    ((r"to_z/kernel$", ("fsdp",)), "matches none of the 2 parameters, such as 'a/kernel'"),
     ((r"(", ("fsdp",)), "is not a regular expression"),
     ((r"kernel", ("model", None)), "names axis 'model'"),
-    ((r"kernel", ("fsdp", "fsdp")), "gives one axis to two dimensions"),
+    ((r"kernel", ("fsdp", "fsdp")), "names one axis twice"),
     ((r"", ("fsdp", None)), "names 2 dimensions, and 'a/bias' has 1"),
   ],
 )

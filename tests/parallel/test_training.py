@@ -73,7 +73,7 @@ def test_parameters_in_parts_train_as_whole_ones(made, tmp_path):
   "mesh, settings, words",
   [
     ((3, 1, 1), (), "3 devices do not divide the 8"),
-    ((8, 1, 1), ("batches.groups=6",), "12 clips a batch cannot be divided over 8 parts"),
+    ((8, 1, 1), ("batches.groups=6",), "a batch of 12 clips cannot be divided over 8 parts"),
   ],
 )
 def test_what_does_not_fit(mesh, settings, words, made, tmp_path):

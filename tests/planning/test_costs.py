@@ -12,14 +12,14 @@ from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.parallel.flops import Flops, count_flops, peak_flops
 from dicetalk_jax.planning import dry_run
-from dicetalk_jax.planning.dry_run import adaptation_costs
+from dicetalk_jax.planning.dry_run import training_costs
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 from dicetalk_jax.weights.architectures import RELEASED, small_unet
 from dicetalk_jax.weights.networks import build, network_shapes
 
 PRESETS = [
-  ("embedder.py", EmbedderConfig, dry_run.embedder_costs),
-  ("adaptation_512.py", AdaptationConfig, dry_run.adaptation_costs),
+  ("embedder.py", EmbedderConfig),
+  ("adaptation_512.py", AdaptationConfig),
 ]
 
 
@@ -69,7 +69,7 @@ def test_the_release_before_any_run():
   config = AdaptationConfig(
     weights="nowhere", networks=RELEASED, batches=DiffusionBatchConfig(batch=1, frames=2), size=64
   )
-  costs = adaptation_costs(config, compiled=False)
+  costs = training_costs(config)
   trained, total = costs.parameters["unet"]
   # The adapters of every cross-attention of the published U-Net; with them it has 1.63 billion parameters.
   assert total == 1_626_859_242 and 0 < trained < total / 10
@@ -79,20 +79,20 @@ def test_the_release_before_any_run():
   text = str(costs)
   assert "1,626,859,242" in text and "U-Net: feed-forward" in text and "a step takes" in text
   with pytest.raises(WeightsError, match="nowhere"):
-    adaptation_costs(AdaptationConfig(weights="nowhere"), compiled=False)
+    training_costs(AdaptationConfig(weights="nowhere"))
 
 
-@pytest.mark.parametrize("preset, kind, costs", PRESETS)
-def test_presets_are_foretold_before_there_is_data_or_weights(preset, kind, costs, tmp_path, monkeypatch):
-  monkeypatch.setattr(dry_run, "training_flops", lambda *of: Flops({"U-Net": 1e12}))  # a trace at full size takes long
+@pytest.mark.parametrize("preset, kind", PRESETS)
+def test_presets_are_foretold_before_there_is_data_or_weights(preset, kind, tmp_path, monkeypatch):
+  monkeypatch.setattr(dry_run, "count_flops", lambda *of: Flops({"U-Net": 1e12}))  # a trace at full size takes long
   config = load_preset(pathlib.Path(__file__).parents[2] / "configs" / preset, kind)
   monkeypatch.chdir(tmp_path)
-  found = costs(config, compiled=False)
+  found = training_costs(config)
   assert found.steps == config.loop.steps and found.memory["batch"] > 0 and "a step takes" in str(found)
   # Where something is there it is to be whole.
   (tmp_path / config.weights).mkdir(parents=True)
   with pytest.raises(WeightsError, match=r"no config\.json"):
-    costs(config, compiled=False)
+    training_costs(config)
 
 
 def test_the_peak_of_a_cpu_is_what_it_multiplies():

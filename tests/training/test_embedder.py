@@ -26,7 +26,9 @@ from dicetalk_jax.training.embedder import (
   train_embedder,
 )
 from dicetalk_jax.training.loop import Status
+from dicetalk_jax.weights.architectures import small_conditioning
 from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.initial import initial_weights
 from dicetalk_jax.weights.networks import network_shapes
 
 CONFIG = EmbedderConfig(
@@ -128,24 +130,59 @@ def test_sound_of_another_whisper_is_refused(tmp_path):
   weights = Weights.save(tmp_path / "weights", {"audio_encoder": params}, {"networks": {"audio_encoder": architecture}})
   data = write_clips(tmp_path / "drawn")
   config = dataclasses.replace(CONFIG, data=(str(data),), weights=str(weights.folder))
-  for number, words in ((fingerprint(params), "loop.steps is 0"), ("0" * 16, "another audio encoder than that of")):
+  config = dataclasses.replace(config, loop=LoopConfig(steps=1))
+  for number in (fingerprint(params), "0" * 16):
     encoding = {"format": FORMAT, "version": VERSION, "networks": {"audio_encoder": number, "vae": "of no interest"}}
     (data / "encoding.json").write_text(json.dumps(encoding))
-    with pytest.raises(InputError, match=words):
-      # Where it is the right one, the next error comes.
-      train_embedder(dataclasses.replace(config, loop=LoopConfig(steps=0)), tmp_path / "run")
+    if number == "0" * 16:
+      with pytest.raises(InputError, match="another audio encoder than that of"):
+        train_embedder(config, tmp_path / "other")
+    else:
+      assert train_embedder(config, tmp_path / "run")[1].step == 1
+
+
+def test_an_embedder_that_would_not_fit_the_weights_is_refused_before_it_trains(data, tmp_path):
+  model = {"emotion_model": small_conditioning(8, 8)["emotion_model"] | {"prior_dim": 64}}
+  weights = initial_weights(model, tmp_path / "weights")
+  config = dataclasses.replace(CONFIG, data=(data,), weights=str(weights.folder))
+  with pytest.raises(InputError, match="emotion_embedder has features 16 and the emotion_model has prior_dim 64"):
+    train_embedder(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_embedder_of_the_weights_is_fine_tuned_on_request(data, tmp_path):
+  still = OptimizerConfig(learning_rate=1e-12, ema_decay=0.0)
+  config = dataclasses.replace(CONFIG, data=(data,), loop=LoopConfig(steps=1), optimizer=still)
+  said = []
+  train_embedder(config, tmp_path / "first")
+  config = dataclasses.replace(config, weights=str(tmp_path / "first" / "weights"))
+  seeded = dataclasses.replace(config, loop=LoopConfig(steps=1, seed=1))
+  train_embedder(dataclasses.replace(seeded, init="weights"), tmp_path / "tuned", warn=said.append)
+  assert said == []
+  train_embedder(seeded, tmp_path / "new", warn=said.append)
+  assert "A new embedder starts from seed 1" in said[0]
+  first, tuned, new = (
+    Weights.open(tmp_path / name / "weights").load("emotion_embedder")["w_s"] for name in ("first", "tuned", "new")
+  )
+  np.testing.assert_allclose(tuned, first, atol=1e-9)
+  assert np.abs(new - first).max() > 1e-3
+  with pytest.raises(InputError, match="init=weights needs weights with an emotion embedder"):
+    train_embedder(dataclasses.replace(config, weights="", init="weights"), tmp_path / "none")
 
 
 @pytest.mark.parametrize(
   "options, words",
   [
-    (dict(drop_video=0.7, drop_audio=0.4), "0.7 and drop_audio 0.4"),
+    (dict(drop_video=0.7, drop_audio=0.4), "drop_video is 0.7 and drop_audio 0.4"),
     (dict(drop_audio=-0.1), "-0.1"),
     (dict(temperature=0.0), "temperature is 0.0"),
     (dict(data=()), "no data"),
-    (dict(model=EmbedderModelConfig(features=16, num_heads=3)), "features 16 cannot be shared among model.num_heads 3"),
+    (
+      dict(model=EmbedderModelConfig(features=16, num_heads=3)),
+      "features is 16; give a multiple of model.num_heads, 3",
+    ),
     (dict(model=EmbedderModelConfig(num_layers=0)), "model.num_layers is 0"),
-    (dict(model=EmbedderModelConfig(dropout_rate=1.0)), "dropout_rate 1.0"),
+    (dict(model=EmbedderModelConfig(dropout_rate=1.0)), "dropout_rate is 1.0"),
   ],
 )
 def test_what_cannot_be_trained(options, words, data, tmp_path):

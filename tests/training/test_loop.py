@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import struct
+import threading
 import time
 
 import jax
@@ -97,7 +98,7 @@ def test_a_run_ends_with_its_log_and_its_checkpoints(tmp_path):
   assert (outcome.status, outcome.step, said) == (Status.FINISHED, 12, [])
   assert list(losses) == list(range(1, 13)) and all(len(of) == 1 for of in losses.values())
   assert losses[12][0] < 0.5 * losses[1][0]
-  assert told == [("train", i, 12) for i in range(1, 13)]
+  assert told == [("compile", 0, 1), ("compile", 1, 1), *(("train", i, 12) for i in range(1, 13))]
   assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "4", "8"]
   assert [step for step, _ in validated] == [5, 10, 12]
   same(validated[-1][1], outcome.state.ema["head"]["kernel"])
@@ -135,6 +136,23 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
 
   with pytest.raises(KeyboardInterrupt):
     run(tmp_path, validate=validate)
+  assert run(tmp_path)[0].step == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_first_step_compiles_ends_it_at_once(number, tmp_path):
+  released, begun = threading.Event(), time.monotonic()
+
+  def step(state, batch):
+    # As XLA does, it does not return before it is done.
+    threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+    released.wait(60)
+
+  state = TrainState.create(PARAMS, compiled(1)[0], jax.random.key(0))
+  with pytest.raises(KeyboardInterrupt):
+    train(state, step, Stream(), CONFIG, tmp_path)
+  released.set()
+  assert time.monotonic() - begun < 30 and list((tmp_path / "checkpoints").iterdir()) == []
   assert run(tmp_path)[0].step == 12
 
 
@@ -187,7 +205,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / "file").touch()
-  with pytest.raises(OutputError, match="file/run cannot hold a run"):
+  with pytest.raises(OutputError, match="file/run cannot be a run folder"):
     run(tmp_path / "file" / "run")
 
 

@@ -12,13 +12,14 @@ from dicetalk_jax.data.encode.runner import encode
 from dicetalk_jax.data.records import Clip, encode_frames, features
 from dicetalk_jax.data.sets import serialize, shard_name, write_info, write_shard
 from dicetalk_jax.parallel.mesh import MeshConfig
-from dicetalk_jax.training.adaptation import adaptation_loss, initial_state, train_adaptation
+from dicetalk_jax.parallel.placement import Placement
+from dicetalk_jax.training.adaptation import adaptation_loss, initial_params, train_adaptation
 from dicetalk_jax.training.config import AdaptationConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, SamplesConfig
 from dicetalk_jax.training.foundations.autoencoder import train_autoencoder
-from dicetalk_jax.training.foundations.config import AutoencoderConfig, AutoencoderModelConfig
+from dicetalk_jax.training.foundations.config import AutoencoderConfig
 from dicetalk_jax.training.networks import set_up
-from dicetalk_jax.training.optimizer import make_optimizer
 from dicetalk_jax.training.samples import SampleWriter
+from dicetalk_jax.training.state import merge
 from dicetalk_jax.vocabulary import SAMPLES_PER_FRAME
 from dicetalk_jax.weights.architectures import small_conditioning, small_unet
 from dicetalk_jax.weights.initial import initial_weights
@@ -59,7 +60,7 @@ def test_four_clips_are_learnt_by_heart_and_given_back(tmp_path):
     AutoencoderConfig(
       data=(str(clips),),
       weights=str(base.folder),
-      model=AutoencoderModelConfig((16, 32, 64, 64), layers_per_block=1, latent_channels=8, norm_num_groups=4),
+      model=dict(block_out_channels=[16, 32, 64, 64], layers_per_block=1, latent_channels=8, norm_num_groups=4),
       batches=FrameBatchConfig(batch=4, frames=2, flip=0.0),
       optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine", ema_decay=0.9),
       mesh=MeshConfig(1, 1, 1),
@@ -97,7 +98,7 @@ def test_four_clips_are_learnt_by_heart_and_given_back(tmp_path):
       [loss_fn(params, batch, key)[1]["denoising"] for batch, of in zip(examples, keys, strict=True) for key in of]
     )
 
-  before = loss(initial_state(setup, config, make_optimizer(config.optimizer, config.loop.steps))[0].latest())
+  before = loss(merge(*initial_params(setup, config, Placement.alone())))
   setup, outcome = train_adaptation(config, tmp_path / "run", warn=lambda message: None)
   params = outcome.state.averaged()
   after = loss(params)

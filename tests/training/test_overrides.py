@@ -82,8 +82,10 @@ def test_what_cannot_be_set_is_said_in_a_sentence(setting, words):
 
 
 def test_what_is_no_single_value_is_left_to_presets():
-  with pytest.raises(InputError, match="networks has too many parts for a command line; write it in a preset"):
+  with pytest.raises(InputError, match="networks is a group of settings"):
     override(AdaptationConfig(), ["networks=unet"])
+  sizes = override(AdaptationConfig(networks={"unet": {"layers": 1, "widths": [8, 8]}}), ["networks.unet.widths=4,8"])
+  assert sizes.networks == {"unet": {"layers": 1, "widths": [4, 8]}}
   assert override(AdaptationConfig(), ["emotional=a, b", "regular="]).emotional == ("a", "b")
 
 

@@ -113,10 +113,10 @@ def test_steps_that_are_not_finite_are_passed_over_and_counted(value):
   poison = {"x": data[0]["x"], "y": np.full_like(data[0]["y"], value)}
   for batch in data[:3]:
     state, metrics = step(state, batch)
-  before = jax.tree.map(np.asarray, (state.params, state.opt_state, state.ema))
+  before = jax.tree.map(np.asarray, (state.params, state.opt_state.inner_state, state.ema))
   for _ in range(2):
     state, metrics = step(state, poison)
-  same((state.params, state.opt_state, state.ema), before)
+  same((state.params, state.opt_state.inner_state, state.ema), before)
   assert (state.step, metrics["skipped"], metrics["skipped_in_row"], metrics["finite"]) == (5, 2, 2, 0)
   assert not np.isfinite(metrics["loss"])
   state, metrics = step(state, data[3])
@@ -125,11 +125,12 @@ def test_steps_that_are_not_finite_are_passed_over_and_counted(value):
   other, step = start()
   for batch in data[:4]:
     other, _ = step(other, batch)
-  same((state.params, state.opt_state, state.ema), (other.params, other.opt_state, other.ema))
+  inner, others = state.opt_state.inner_state, other.opt_state.inner_state
+  same((state.params, inner, state.ema), (other.params, others, other.ema))
 
 
 def test_gradients_that_overflow_are_passed_over_though_the_loss_is_finite():
-  optimizer = optax.sgd(1.0)
+  optimizer = optax.apply_if_finite(optax.sgd(1.0), 100)
   state = TrainState.create({"w": jnp.zeros(2)}, optimizer, jax.random.key(0))
   # The root's slope at 0 is infinite.
   step = make_step(lambda params, batch, key: (jnp.sqrt(jnp.abs(params["w"] - batch)).sum(), {}), optimizer)
@@ -205,14 +206,14 @@ def test_weights_decay_without_biases():
   "schedule, expected",
   [
     ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
-    ("linear", [0.25, 0.5, 0.75, 1, 1, 0.8, 0.6, 0.4, 0.2]),
-    ("cosine", [0.25, 0.5, 0.75, 1, 1, 0.2 + 0.8 * (1 + 0.5**0.5) / 2, 0.6, 0.2 + 0.8 * (1 - 0.5**0.5) / 2, 0.2]),
+    ("linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0]),
+    ("cosine", [0.25, 0.5, 0.75, 1, 1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0]),
   ],
 )
 def test_schedules_rise_then_end_where_they_should(schedule, expected):
-  config = OptimizerConfig(learning_rate=2e-3, schedule=schedule, warmup_steps=4, final_scale=0.2)
+  config = OptimizerConfig(learning_rate=2e-3, schedule=schedule, warmup_steps=4)
   rate = make_schedule(config, 9)
-  np.testing.assert_allclose([rate(i) for i in range(9)], 2e-3 * np.array(expected), rtol=1e-5)
+  np.testing.assert_allclose([rate(i) for i in range(9)], 2e-3 * np.array(expected), rtol=1e-5, atol=1e-9)
   state, step = start(config, steps=9)
   _, metrics = step(state, batches(1)[0])
   np.testing.assert_allclose(metrics["learning_rate"], 2e-3 * expected[0], rtol=1e-5)
@@ -227,9 +228,8 @@ def test_a_schedule_without_warm_up_begins_at_its_highest():
 @pytest.mark.parametrize(
   "options, words",
   [
-    (dict(warmup_steps=10), "warmup_steps 10"),
+    (dict(warmup_steps=10), "warmup_steps is 10"),
     (dict(learning_rate=0.0), "learning_rate"),
-    (dict(final_scale=1.5), "final_scale 1.5"),
     (dict(clip_norm=-1.0), "clip_norm"),
     (dict(b1=1.0), "b1 1.0"),
     (dict(b2=-0.1), "b2 -0.1"),

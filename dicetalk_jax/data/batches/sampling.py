@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Mapping
 from typing import Protocol
 
-import grain
 import numpy as np
 
 from dicetalk_jax.data.settings import difference
@@ -141,6 +140,9 @@ class Batches:
     return {name: np.array(array) for name, array in batch.items()} if self._workers else batch
 
   def _start(self):
+    # Imported here because it takes half a second: settings are checked before any batch is read.
+    import grain
+
     dataset = grain.MapDataset.source(_From(self.source, self._next))
     if not self._workers:
       options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(self._threads, self._prefetch))

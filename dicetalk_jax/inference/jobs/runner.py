@@ -25,7 +25,6 @@ from dicetalk_jax.inference.jobs.reader import BadLine, Job, read_jobs
 from dicetalk_jax.inference.jobs.results import Result, records_of
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.media.video import check_target, read_comment
-from dicetalk_jax.parallel import hosts
 from dicetalk_jax.weights.description import CONFIG, PRIORS
 from dicetalk_jax.weights.folder import Weights
 
@@ -135,7 +134,6 @@ def part_from_hosts() -> None:
     # Not in a collective, which keeps a device busy for hours and does not heed Ctrl-C.
     while not _is_set(client, _THROUGH.format(host)):
       pass
-  hosts.leave(0)
   jax.distributed.shutdown()
 
 

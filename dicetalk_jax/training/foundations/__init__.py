@@ -1,1 +1,1 @@
-"""The networks that a small model stands on: VAE, Whisper, CLIP, RIFE, trained from nothing."""
+"""Training of the networks that the release takes from others: VAE, Whisper, CLIP, RIFE."""

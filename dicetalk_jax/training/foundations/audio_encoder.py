@@ -1,13 +1,12 @@
-"""Whisper's encoder from nothing: states from which one reads, by one linear layer, what is said and how it sounds.
+"""Trains Whisper's encoder: states from which linear layers read what is said and how it sounds.
 
-Whisper learned its states by writing down what is said. A drawn world knows that frame by frame: linear heads, thrown
-away afterwards, read each frame's phoneme, its mouth and its own spectrum from every state. No emotion is told.
+Whisper learnt its states by transcription. The drawn world knows what is said frame by frame: linear heads, dropped
+after training, read each frame's phoneme, mouth and spectrum from every layer's states. No emotion is supervised.
 """
 
 import functools
 import os
-import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +16,35 @@ from einops import reduce
 
 from dicetalk_jax.data.batches.speech import CHUNK_FRAMES, MELS_PER_FRAME, POSITIONS_PER_FRAME, speech_batches
 from dicetalk_jax.models.audio_encoder import AudioEncoder
-from dicetalk_jax.training.checkpoints import show
-from dicetalk_jax.training.foundations.common import begin, check_weights, finish, fit, held_out, validation
+from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start
 from dicetalk_jax.training.foundations.config import AudioEncoderConfig
 from dicetalk_jax.training.loop import Outcome
+from dicetalk_jax.training.stage import Stage
+from dicetalk_jax.training.state import split
 from dicetalk_jax.training.step import LossFn
 from dicetalk_jax.world.phonemes import INDEX, PHONEMES
 
 _SILENCE = INDEX["SIL"]
 _MOUTH = ("mouth_opening", "mouth_width")
-# Positions stay Whisper's sinusoids, which it never trained either: short pieces teach nothing of most places.
+# Whisper's sinusoidal positions stay fixed, as in Whisper: short pieces would train few of them.
 _TRAINABLE = (r"^encoder/(?!embed_positions/)", r"^heads/")
+# Whisper-tiny, in the entries of its config.json.
+_RELEASED = {
+  "num_mel_bins": 80,
+  "d_model": 384,
+  "encoder_layers": 4,
+  "encoder_attention_heads": 6,
+  "encoder_ffn_dim": 1536,
+  "max_source_positions": POSITIONS_PER_FRAME * CHUNK_FRAMES,
+  "activation_function": "gelu",
+  "scale_embedding": False,
+}
 
 
 def states_at(model: AudioEncoder, params: Mapping, mel, offset):
-  """States of pieces as if they stood elsewhere in a chunk: mel (b, 2n, bins), offset (b,) -> (b, n, layers + 1, d).
+  """States of pieces at a place in a 30 s chunk: mel (b, 2n, bins), offset (b,) -> (b, n, layers + 1, d).
 
-  offset: the position, at 50 Hz, of each piece's first. Nothing else of the chunk is heard.
+  offset: position of each piece's start, at 50 Hz. The encoder sees nothing else of the chunk.
   """
   positions = mel.shape[1] // 2
   piece = model.clone(max_source_positions=positions)
@@ -47,7 +58,7 @@ def states_at(model: AudioEncoder, params: Mapping, mel, offset):
 
 
 def heads(model: AudioEncoder, key) -> dict:
-  """Linear heads of every state: {name: {kernel (layers + 1, d, outputs), bias (layers + 1, outputs)}}."""
+  """Linear heads for every layer: {name: {kernel (layers + 1, d, outputs), bias (layers + 1, outputs)}}."""
   states, d = model.encoder_layers + 1, model.d_model
   outputs = {"phoneme": len(PHONEMES), "mouth": len(_MOUTH), "mel": model.num_mel_bins}
   draw = jax.nn.initializers.lecun_normal(batch_axis=0)
@@ -58,32 +69,31 @@ def heads(model: AudioEncoder, key) -> dict:
 
 
 def read(of_heads: Mapping, states) -> dict:
-  """What the heads make of states (b, n, layers + 1, d): {name: (b, n / 2, layers + 1, outputs)}, at 25 fps."""
+  """Outputs of the heads for states (b, n, layers + 1, d): {name: (b, n / 2, layers + 1, outputs)}, at 25 fps."""
   frames = reduce(states, "b (f p) l d -> b f l d", "mean", p=POSITIONS_PER_FRAME)
   return {name: jnp.einsum("bfld,ldo->bflo", frames, head["kernel"]) + head["bias"] for name, head in of_heads.items()}
 
 
 def spectrum(mel):
-  """Each frame's own part of a spectrogram: (b, 4f, bins) -> (b, f, bins)."""
+  """Mean spectrum of each video frame: (b, 4f, bins) -> (b, f, bins)."""
   return reduce(mel, "b (f m) c -> b f c", "mean", m=MELS_PER_FRAME)
 
 
-def audio_encoder_loss(model: AudioEncoder, config: AudioEncoderConfig) -> LossFn:
-  """Cross-entropy of phonemes + squared errors of mouth and spectrum, the mean over frames and over all states.
+def audio_encoder_loss(model: AudioEncoder) -> LossFn:
+  """Cross-entropy of phonemes + squared errors of mouth and spectrum, averaged over frames and layers.
 
-  Of batches as `speech_batches` gives: pieces at their offsets, and whole chunks.
+  On batches of `speech_batches`: pieces at their offsets, and whole chunks.
   """
-  weights = {"phoneme": config.phoneme_weight, "mouth": config.mouth_weight, "mel": config.mel_weight}
 
   def errors(of_heads, states, mel, phoneme, mouth, mask):
-    """Sums over frames that are, and their number."""
-    found = read(of_heads, states)
+    """Sums over valid frames, and their number."""
+    outputs = read(of_heads, states)
     each = {
-      "phoneme": optax.softmax_cross_entropy_with_integer_labels(found["phoneme"], phoneme[:, :, None]).mean(-1),
-      "mouth": jnp.square(found["mouth"] - mouth[:, :, None]).mean((-2, -1)),
-      "mel": jnp.square(found["mel"] - spectrum(mel)[:, :, None]).mean((-2, -1)),
+      "phoneme": optax.softmax_cross_entropy_with_integer_labels(outputs["phoneme"], phoneme[:, :, None]).mean(-1),
+      "mouth": jnp.square(outputs["mouth"] - mouth[:, :, None]).mean((-2, -1)),
+      "mel": jnp.square(outputs["mel"] - spectrum(mel)[:, :, None]).mean((-2, -1)),
     }
-    right = (found["phoneme"][:, :, -1].argmax(-1) == phoneme) & (phoneme != _SILENCE)
+    right = (outputs["phoneme"][:, :, -1].argmax(-1) == phoneme) & (phoneme != _SILENCE)
     sums = {name: (error * mask).sum() for name, error in each.items()}
     return sums | {"frames": mask.sum(), "right": (right & mask).sum(), "spoken": (mask & (phoneme != _SILENCE)).sum()}
 
@@ -97,22 +107,21 @@ def audio_encoder_loss(model: AudioEncoder, config: AudioEncoderConfig) -> LossF
       states = model.apply({"params": encoder}, batch["chunk_mel"])
       parts.append(errors(of_heads, states, *(batch[f"chunk_{name}"] for name in names)))
     total = jax.tree.map(lambda *sums: sum(sums), *parts)
-    means = {name: total[name] / jnp.maximum(total["frames"], 1) for name in weights}
+    means = {name: total[name] / jnp.maximum(total["frames"], 1) for name in ("phoneme", "mouth", "mel")}
     accuracy = total["right"] / jnp.maximum(total["spoken"], 1)
-    return sum(weights[name] * means[name] for name in weights), means | {"accuracy": accuracy}
+    return sum(means.values()), means | {"accuracy": accuracy}
 
   return loss_fn
 
 
 def legibility(model: AudioEncoder, params: Mapping, batches: Iterable[dict], piece: int) -> dict[str, float]:
-  """How well the last state's heads read clips that were not in training, from finite batches.
+  """How well the heads of the last layer read finite batches of held-out clips.
 
-  phoneme_accuracy: of frames in which something is said; frame_accuracy: of all; mouth_opening and mouth_width: their
-  correlations with the truth; mel_error: the spectrum's squared error as a share of its variance. All are of clips that
-  are padded to 30 s, as when a video is made. piece_accuracy and padded_accuracy are of the first `piece` frames alone,
-  without anything after them and with it.
+  phoneme_accuracy: over frames with speech. frame_accuracy: over all frames. mouth_opening, mouth_width: correlations
+  with the truth. mel_error: squared error of the spectrum divided by its variance. All use clips padded to 30 s, as
+  generation does. piece_accuracy and padded_accuracy use the first `piece` frames, without and with what follows.
   """
-  found = []
+  parts = []
   for batch in batches:
     whole = jax.device_get(_read_last(model, params, batch["mel"]))
     short = jax.device_get(_read_last(model, params, batch["mel"][:, : MELS_PER_FRAME * piece]))
@@ -122,91 +131,69 @@ def legibility(model: AudioEncoder, params: Mapping, batches: Iterable[dict], pi
     rows |= {"is_phoneme": batch["phoneme"][mask], "is_mouth": batch["mouth"][mask]}
     first = mask[:, :piece]
     rows |= {"short": short["phoneme"][first], "padded": whole["phoneme"][:, :piece][first]}
-    found.append(rows | {"is_first": batch["phoneme"][:, :piece][first]})
-  found = {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
+    parts.append(rows | {"is_first": batch["phoneme"][:, :piece][first]})
+  frames = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
 
   def accuracy(name, truth):
-    said = found[truth] != _SILENCE
-    return float((found[name].argmax(-1) == found[truth])[said].mean()) if said.any() else float("nan")
+    said = frames[truth] != _SILENCE
+    return float((frames[name].argmax(-1) == frames[truth])[said].mean()) if said.any() else float("nan")
 
   scalars = {
     "phoneme_accuracy": accuracy("phoneme", "is_phoneme"),
-    "frame_accuracy": float((found["phoneme"].argmax(-1) == found["is_phoneme"]).mean()),
+    "frame_accuracy": float((frames["phoneme"].argmax(-1) == frames["is_phoneme"]).mean()),
     "piece_accuracy": accuracy("short", "is_first"),
     "padded_accuracy": accuracy("padded", "is_first"),
-    "mel_error": float(np.square(found["mel"] - found["spectrum"]).mean() / found["spectrum"].var(axis=0).mean()),
+    "mel_error": float(np.square(frames["mel"] - frames["spectrum"]).mean() / frames["spectrum"].var(axis=0).mean()),
   }
   for i, name in enumerate(_MOUTH):
-    scalars[name] = float(np.corrcoef(found["mouth"][:, i], found["is_mouth"][:, i])[0, 1])
+    scalars[name] = float(np.corrcoef(frames["mouth"][:, i], frames["is_mouth"][:, i])[0, 1])
   return scalars
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read_last(model, params, mel):
-  """What the heads of the last state read from mel (b, 4f, bins), each row alone: {name: (b, f, outputs)}."""
+  """Outputs of the last layer's heads for mel (b, 4f, bins): {name: (b, f, outputs)}."""
 
   def one(mel):
     return read(params["heads"], model.apply({"params": params["encoder"]}, mel[None]))
 
-  # One after another: a chunk's attention fills a small machine's memory.
-  found = jax.lax.map(one, mel)
-  return {name: value[:, 0, :, -1] for name, value in found.items()}
+  # Row by row: the attention of a whole chunk fills the memory of a small machine.
+  outputs = jax.lax.map(one, mel)
+  return {name: value[:, 0, :, -1] for name, value in outputs.items()}
 
 
 def train_audio_encoder(
-  config: AudioEncoderConfig,
-  folder: str | os.PathLike | None = None,
-  report: Callable[[int, dict[str, float]], None] | None = None,
-  progress: Callable[[str, int, int], None] | None = None,
-  warn: Callable[[str], None] = show,
-  validated: Callable[[int, Mapping[str, float]], None] | None = None,
+  config: AudioEncoderConfig, folder: str | os.PathLike | None = None, **listeners
 ) -> tuple[AudioEncoder, Outcome]:
-  """Trains the audio encoder in `folder`, by default `config.out`, or goes on; see `loop.train`.
+  """Trains the audio encoder in `folder`, by default `config.out`, or continues there; see `loop.train`.
 
-  At its end `folder`/weights holds the moving average, without the heads. Validation is `legibility` of people and
-  sentences of the validation split, where the data has one; validated(step, scalars) is called after it. Raises what
-  `loop.train`, `speech_batches` and `Weights.open` raise, and InputError for weights of losses below 0.
+  A finished run leaves `folder`/weights with the moving average, without the heads. Validation is `legibility` of
+  people and sentences of the validation split. listeners: see `Stage`. Raises what `loop.train`, `speech_batches` and
+  `Start.of` raise.
   """
-  check_weights(config, ("phoneme_weight", "mouth_weight", "mel_weight"))
-  folder = pathlib.Path(folder or config.out).expanduser()
-  loop, batches_config = config.loop, config.batches
-  beginning = begin("audio_encoder", _architecture(config), config.weights, loop.seed)
-  model, encoder = beginning.module, beginning.params
-  if beginning.is_new:
-    positions = jnp.asarray(sinusoids(model.max_source_positions, model.d_model))
-    encoder = {**encoder, "embed_positions": {"embedding": positions}}
-  options = dict(config=batches_config, seed=loop.seed, memory_gb=config.memory_gb, num_mel_bins=model.num_mel_bins)
-  with speech_batches(list(config.data), workers=config.workers, **options) as batches:
-    outcome = fit(
-      {"encoder": encoder, "heads": heads(model, jax.random.fold_in(jax.random.key(loop.seed), 2))},
-      audio_encoder_loss(model, config),
-      batches,
-      config.optimizer,
-      loop,
-      folder,
-      frames=batches_config.batch * batches_config.frames + batches_config.chunks * CHUNK_FRAMES,
-      trainable=_TRAINABLE,
-      validate=_validation(config, model, options, warn, validated),
-      report=report,
-      progress=progress,
-      warn=warn,
+  start = Start.of("audio_encoder", _RELEASED | dict(config.model), config)
+  model, seed, settings = start.module, config.loop.seed, config.batches
+  batches = functools.partial(
+    speech_batches, list(config.data), settings, seed=seed, memory_gb=MEMORY_GB, num_mel_bins=model.num_mel_bins
+  )
+  with Stage(config, batches, settings.batch, "pieces", folder=folder, **listeners) as stage:
+    encoder = start.params(stage.placement, seed)
+    if start.is_new:
+      encoder["embed_positions"]["embedding"] = jnp.asarray(sinusoids(model.max_source_positions, model.d_model))
+    params = {"encoder": encoder, "heads": heads(model, jax.random.fold_in(jax.random.key(seed), 2))}
+    held_out = stage.held_out(limit=VALIDATION_CLIPS)
+
+    def validate(state, log):
+      with held_out:
+        return legibility(model, state.averaged(), held_out, settings.frames)
+
+    outcome = stage.train(
+      audio_encoder_loss(model),
+      *split(params, _TRAINABLE),
+      frames=settings.batch * settings.frames + settings.chunks * CHUNK_FRAMES,
+      validate=held_out and validate,
     )
-  return finish(beginning, outcome, outcome.state.averaged()["encoder"], folder), outcome
-
-
-def _architecture(config: AudioEncoderConfig) -> dict:
-  """What of Whisper's published config.json is the encoder's, with these sizes."""
-  sizes = config.model
-  return {
-    "num_mel_bins": sizes.num_mel_bins,
-    "d_model": sizes.d_model,
-    "encoder_layers": sizes.encoder_layers,
-    "encoder_attention_heads": sizes.encoder_attention_heads,
-    "encoder_ffn_dim": sizes.encoder_ffn_dim,
-    "max_source_positions": POSITIONS_PER_FRAME * CHUNK_FRAMES,
-    "activation_function": "gelu",
-    "scale_embedding": False,
-  }
+  return start.finish(stage, outcome, outcome.state.averaged()["encoder"]), outcome
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:
@@ -214,14 +201,3 @@ def sinusoids(length: int, channels: int) -> np.ndarray:
   step = np.log(10_000) / max(channels // 2 - 1, 1)
   angles = np.arange(length)[:, None] * np.exp(-step * np.arange(channels // 2))
   return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-
-
-def _validation(config, model, options, warn, validated):
-  unseen = held_out(
-    lambda: speech_batches(
-      list(config.data), split=config.validation_split, training=False, limit=config.validation_clips, **options
-    ),
-    warn,
-  )
-  frames = config.batches.frames
-  return validation(unseen, lambda state, log: legibility(model, state.averaged(), unseen, frames), validated)

@@ -1,9 +1,8 @@
-"""The VAE from nothing: frames become latents and frames again (Rombach et al. 2022, without their discriminator)."""
+"""Trains the VAE (Rombach et al. 2022, without their discriminator)."""
 
 import functools
 import os
-import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,34 +12,32 @@ from tensorboardX import summary
 
 from dicetalk_jax.data.batches.pictures import frame_batches
 from dicetalk_jax.diffusion.picture_losses import kl_loss, psnr, pyramid_loss
+from dicetalk_jax.errors import InputError
 from dicetalk_jax.models.vae import ENCODING_PARTS, VAE
-from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.foundations.autoencoder_start import as_thumbnail
-from dicetalk_jax.training.foundations.common import (
-  begin,
-  check_downscale,
-  check_weights,
-  finish,
-  fit,
-  held_out,
-  validation,
-)
+from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start, check_downscale
 from dicetalk_jax.training.foundations.config import AutoencoderConfig
 from dicetalk_jax.training.loop import Outcome, Status
+from dicetalk_jax.training.stage import Stage
+from dicetalk_jax.training.state import split
 from dicetalk_jax.training.step import LossFn
+from dicetalk_jax.weights.architectures import RELEASED
+
+# Training clips, at most, whose latents give the `scaling_factor`.
+_SCALING_CLIPS = 256
 
 
-def autoencoder_loss(model: VAE, config: AutoencoderConfig) -> LossFn:
-  """L1 + pyramid + KL of batches as `frame_batches` gives; frames are encoded one by one and decoded a run together."""
+def autoencoder_loss(model: VAE, kl_weight: float) -> LossFn:
+  """L1 + pyramid + KL on batches of `frame_batches`; encodes frame by frame and decodes each run together."""
 
   def loss_fn(params, batch, key):
     frames = signed(batch["frames"])
     mean, logvar = encode(model, params, frames)
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     drawn = model.apply({"params": params}, z, method="decode")
-    l1, pyramid = jnp.abs(drawn - frames).mean(), pyramid_loss(drawn, frames, config.pyramid_levels)
+    l1, pyramid = jnp.abs(drawn - frames).mean(), pyramid_loss(drawn, frames)
     kl = kl_loss(mean, logvar)
-    loss = l1 + config.pyramid_weight * pyramid + config.kl_weight * kl
+    loss = l1 + pyramid + kl_weight * kl
     return loss, {"l1": l1, "pyramid": pyramid, "kl": kl, "psnr": psnr(_unit(drawn), _unit(frames)).mean()}
 
   return loss_fn
@@ -58,30 +55,30 @@ def encode(model: VAE, params, frames):
 
 
 def reconstruction(model: VAE, params: Mapping, batches: Iterable[dict]) -> dict[str, float]:
-  """psnr in dB of held-out frames drawn from their latents' means, the mean over frames; kl in nats a number."""
-  found = []
+  """psnr of held-out frames decoded from their latents' means, in dB, averaged over frames; kl in nats per value."""
+  results = []
   for batch in batches:
     ratio, kl, _ = _redraw(model, params, batch["frames"])
-    found.append((np.asarray(ratio)[batch["valid"]], np.asarray(kl)[batch["valid"]]))
-  ratio, kl = (np.concatenate(part) for part in zip(*found, strict=True))
+    results.append((np.asarray(ratio)[batch["valid"]], np.asarray(kl)[batch["valid"]]))
+  ratio, kl = (np.concatenate(part) for part in zip(*results, strict=True))
   return {"psnr": float(ratio.mean()), "kl": float(kl.mean())}
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _redraw(model, params, frames):
-  """Frames uint8 (b, f, H, W, 3) -> psnr (b, f), kl (b,), and what is drawn, in [0, 1]."""
+  """Frames uint8 (b, f, H, W, 3) -> psnr (b, f), kl (b,), decoded frames in [0, 1]."""
   mean, logvar = encode(model, params, signed(frames))
   drawn = _unit(model.apply({"params": params}, mean, method="decode"))
   return psnr(drawn, frames / 255), jax.vmap(kl_loss)(mean, logvar), drawn
 
 
 def _unit(images):
-  """[-1, 1] -> [0, 1], cut to it."""
+  """[-1, 1] -> [0, 1], clipped."""
   return jnp.clip((images + 1) / 2, 0, 1)
 
 
 def latent_scale(model: VAE, params: Mapping, batches: Iterable[dict]) -> float:
-  """1 / the standard deviation of latents, drawn from their Gaussians, of finite batches: the `scaling_factor`."""
+  """1 / the standard deviation of sampled latents of finite batches: the VAE's `scaling_factor`."""
   sums = np.zeros(3)
   for batch in batches:
     sums += np.asarray(_sums(model, params, batch["frames"], batch["valid"]), np.float64)
@@ -91,92 +88,65 @@ def latent_scale(model: VAE, params: Mapping, batches: Iterable[dict]) -> float:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(model, params, frames, valid):
-  """How many latent numbers, their sum, and the sum of their squares in expectation."""
+  """Number of latent values, their sum, and the expected sum of their squares."""
   mean, logvar = encode(model, params, signed(frames))
   valid = jnp.broadcast_to(valid[:, None, None, None, None], mean.shape)
   return jnp.stack([(valid * x).sum() for x in (jnp.ones_like(mean), mean, jnp.square(mean) + jnp.exp(logvar))])
 
 
 def train_autoencoder(
-  config: AutoencoderConfig,
-  folder: str | os.PathLike | None = None,
-  report: Callable[[int, dict[str, float]], None] | None = None,
-  progress: Callable[[str, int, int], None] | None = None,
-  warn: Callable[[str], None] = show,
-  validated: Callable[[int, Mapping[str, float]], None] | None = None,
+  config: AutoencoderConfig, folder: str | os.PathLike | None = None, **listeners
 ) -> tuple[VAE, Outcome]:
-  """Trains the VAE in `folder`, by default `config.out`, or goes on; see `loop.train`.
+  """Trains the VAE in `folder`, by default `config.out`, or continues there; see `loop.train`.
 
-  At its end `folder`/weights holds the moving average, with the `scaling_factor` that gives latents of training unit
-  variance. Validation is `reconstruction` of people of the validation split, where the data has one; validated(step,
-  scalars) is called after it. Raises what `loop.train`, `frame_batches` and `Weights.open` raise, and InputError for
-  weights of losses below 0 and frames that the VAE cannot divide.
+  A finished run leaves `folder`/weights with the moving average, and the `scaling_factor` that gives training latents
+  unit variance. Validation is `reconstruction` of people of the validation split. listeners: see `Stage`. Raises what
+  `loop.train`, `frame_batches` and `Start.of` raise, and InputError for a kl_weight below 0 and frames whose sides the
+  VAE cannot halve.
   """
-  check_weights(config, ("pyramid_weight", "kl_weight"))
-  folder = pathlib.Path(folder or config.out).expanduser()
-  loop, batches_config = config.loop, config.batches
-  options = dict(config=batches_config, seed=loop.seed, memory_gb=config.memory_gb)
-  beginning = begin("vae", autoencoder_architecture(config), config.weights, loop.seed)
-  model, params = beginning.module, beginning.params
-  if beginning.is_new:
-    params = as_thumbnail(model, params)
-  with frame_batches(list(config.data), workers=config.workers, **options) as batches:
-    check_downscale(batches.source.size, model.downscale)
-    outcome = fit(
-      params,
-      autoencoder_loss(model, config),
-      batches,
-      config.optimizer,
-      loop,
-      folder,
-      frames=batches_config.batch * batches_config.frames,
-      trainable=config.trainable,
-      validate=_validation(config, model, options, warn, validated),
-      report=report,
-      progress=progress,
-      warn=warn,
+  if config.kl_weight < 0:
+    raise InputError(f"kl_weight is {config.kl_weight}; give a number of at least 0")
+  start = Start.of("vae", autoencoder_architecture(config), config)
+  model, seed, settings = start.module, config.loop.seed, config.batches
+  batches = functools.partial(frame_batches, list(config.data), settings, seed=seed, memory_gb=MEMORY_GB)
+  with Stage(config, batches, settings.batch, "runs", folder=folder, **listeners) as stage:
+    check_downscale(stage.batches.source.size, model.downscale)
+    params = start.params(stage.placement, seed)
+    if start.is_new:
+      params = as_thumbnail(model, params)
+    held_out = stage.held_out(limit=VALIDATION_CLIPS)
+
+    def validate(state, log):
+      params = state.averaged()
+      with held_out:
+        log.summaries(int(state.step), _picture(model, params, held_out.source[0]["frames"][:, 0]))
+        return reconstruction(model, params, held_out)
+
+    outcome = stage.train(
+      autoencoder_loss(model, config.kl_weight),
+      *split(params, config.trainable),
+      frames=settings.batch * settings.frames,
+      validate=held_out and validate,
     )
-  params, architecture = outcome.state.averaged(), dict(beginning.architecture)
-  # What is encoded stays as it was, its scale included, where only the decoder has changed.
+  params, architecture = outcome.state.averaged(), dict(start.architecture)
+  # If only the decoder trained, encoded sets stay valid, and so does their scale.
   if outcome.status == Status.FINISHED and not outcome.state.params.keys().isdisjoint(ENCODING_PARTS):
-    with frame_batches(list(config.data), training=False, limit=config.scaling_clips, **options) as finite:
+    with batches(training=False, limit=_SCALING_CLIPS) as finite:
       architecture["scaling_factor"] = latent_scale(model, params, finite)
-  return finish(beginning, outcome, params, folder, architecture), outcome
+  return start.finish(stage, outcome, params, architecture), outcome
 
 
 def autoencoder_architecture(config: AutoencoderConfig) -> dict:
-  """The VAE's published config.json, with these sizes."""
-  channels = config.model.block_out_channels
-  return {
-    "_class_name": "AutoencoderKLTemporalDecoder",
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"] * len(channels),
-    "block_out_channels": list(channels),
-    "layers_per_block": config.model.layers_per_block,
-    "latent_channels": config.model.latent_channels,
-    "norm_num_groups": config.model.norm_num_groups,
-    "scaling_factor": 1.0,
-    "force_upcast": True,
-  }
+  """The config.json of a new VAE."""
+  sizes = RELEASED["vae"] | {"_class_name": "AutoencoderKLTemporalDecoder", "norm_num_groups": 32, "force_upcast": True}
+  sizes |= {"scaling_factor": 1.0} | dict(config.model)
+  channels = list(sizes["block_out_channels"])
+  return sizes | {"down_block_types": ["DownEncoderBlock2D"] * len(channels), "block_out_channels": channels}
 
 
-def _validation(config, model, options, warn, validated):
-  unseen = held_out(
-    lambda: frame_batches(
-      list(config.data), split=config.validation_split, training=False, limit=config.validation_clips, **options
-    ),
-    warn,
-  )
-
-  def evaluate(state, log):
-    params = state.averaged()
-    frames = unseen.source[0]["frames"][:, 0]
-    drawn = np.asarray(_redraw(model, params, frames[:, None])[2][:, 0])
-    # Rows of a picture: as it is, as it is drawn.
-    rows = [np.concatenate(list(row), axis=1) for row in (frames / 255, drawn)]
-    picture = (255 * np.concatenate(rows)).astype(np.uint8)
-    log.summaries(int(state.step), summary.image("validation/frames", picture, dataformats="HWC"))
-    return reconstruction(model, params, unseen)
-
-  return validation(unseen, evaluate, validated)
+def _picture(model, params, frames):
+  """A picture for the log: a row of frames, and the same frames encoded and decoded."""
+  drawn = np.asarray(_redraw(model, params, frames[:, None])[2][:, 0])
+  rows = [np.concatenate(list(row), axis=1) for row in (frames / 255, drawn)]
+  picture = (255 * np.concatenate(rows)).astype(np.uint8)
+  return summary.image("validation/frames", picture, dataformats="HWC")

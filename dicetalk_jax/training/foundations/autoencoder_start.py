@@ -1,8 +1,8 @@
-"""Where a new VAE begins: at latents that are a small copy of the picture, which it has only to improve.
+"""Initial parameters of a new VAE whose latents are a small copy of the picture.
 
-From the modules' own random parameters thousands of steps go by before colours are right, for group normalisation and
-SiLU stand between latents and picture on both sides. But silu(x) - silu(-x) = x: with every colour beside its negative
-they let it pass.
+From random parameters it takes thousands of steps until colours are right, because group normalisation and SiLU stand
+between latents and picture on both sides. But silu(x) - silu(-x) = x: if every colour stands beside its negative, both
+let it pass.
 """
 
 import re
@@ -15,18 +15,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dicetalk_jax.models.vae import VAE
 
 _COLOURS = 3
-# Beside each colour two channels stand at plus and minus this level, colours being from -1 to 1: what a normalisation
-# divides by is then nearly the same for every picture, and pictures stay as bright and as colourful as they are.
+# Two more channels per colour are constant at plus and minus this level (colours are from -1 to 1). A normalisation
+# then divides every picture by nearly the same number, so brightness and saturation survive.
 _LEVEL = 4.0
-# Latents begin with little noise: at variance 1, which is the modules' own, a VAE first learns that they say nothing.
+# Initial log-variance of latents. With the modules' own, 0, a VAE first learns to ignore its noisy latents.
 _LOGVAR = -4.0
 
 
 def as_thumbnail(model: VAE, params: Mapping) -> dict:
-  """A VAE's parameters, changed so that its means are the mean colours of each latent's square, and are drawn as such.
+  """Changes a VAE's parameters so that it encodes the mean colours of each latent's square and decodes the same.
 
-  Residual blocks add nothing yet and frames are drawn one by one; what else channels carry stays random. It wants at
-  least three colours, three latent channels and widths of twelve: otherwise `params` come back as they are.
+  Residual blocks add nothing and frames are decoded one by one; the other channels stay random. Needs at least three
+  colours, three latent channels and widths of twelve; returns `params` unchanged otherwise.
   """
   widths, latents, groups = model.block_out_channels, model.latent_channels, model.norm_num_groups
   if min(model.in_channels, model.out_channels, latents) < _COLOURS or min(widths) < 4 * _COLOURS:
@@ -36,16 +36,16 @@ def as_thumbnail(model: VAE, params: Mapping) -> dict:
     if re.search(r"/(conv2|to_out_0)/kernel$", path):
       kernel[:] = 0
     elif path.endswith("downsamplers_0/conv/kernel"):
-      # It sees the position and those below and right of it: the mean of four pixels.
+      # The mean of the pixel and those below and right of it.
       kernel[:] = 0
       kernel[:2, :2] = np.eye(*kernel.shape[2:]) / 4
     elif path.endswith("upsamplers_0/conv/kernel"):
       kernel[:] = 0
       kernel[1, 1] = np.eye(*kernel.shape[2:])
     elif path.endswith("conv_shortcut/kernel"):
-      kept = min(kernel.shape[2:])
-      kernel[..., :kept] = np.eye(kernel.shape[2], kept)
-  # Four channels of each colour stand together, in a group of their own where there are so many.
+      count = min(kernel.shape[2:])
+      kernel[..., :count] = np.eye(kernel.shape[2], count)
+  # The four channels of a colour are neighbours, in a normalisation group of their own if there are enough groups.
   stride = max(4, min(max(widths) // groups, min(widths) // _COLOURS))
   colours = np.arange(_COLOURS)
   plus = stride * colours
@@ -68,6 +68,6 @@ def as_thumbnail(model: VAE, params: Mapping) -> dict:
 
 
 def _divisor(size: int, stride: int) -> float:
-  """About what a group of `size` channels that has colours is divided by."""
+  """Approximate divisor of the normalisation for a group of `size` channels with colours."""
   levels = 2 * min(_COLOURS, -(-size // stride)) if size >= 4 else 0
   return _LEVEL * (levels / size) ** 0.5 if levels else 1.0

@@ -41,28 +41,27 @@ def loop(steps):
 
 
 AUTOENCODER = configs.AutoencoderConfig(
-  model=configs.AutoencoderModelConfig(block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=4),
+  model=dict(block_out_channels=[32, 32], layers_per_block=1, norm_num_groups=4),
   batches=FrameBatchConfig(batch=2, frames=2),
   optimizer=OptimizerConfig(**FAST),
   loop=loop(60),
 )
 AUDIO_ENCODER = configs.AudioEncoderConfig(
-  model=configs.AudioEncoderModelConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16),
+  model=dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16),
   batches=SpeechBatchConfig(batch=4, frames=20, chunks=1),
   optimizer=OptimizerConfig(**FAST | {"learning_rate": 1e-2}),
   loop=loop(60),
 )
 IMAGE_ENCODER = configs.ImageEncoderConfig(
-  model=configs.ImageEncoderModelConfig(
+  model=dict(
     hidden_size=16, intermediate_size=16, projection_dim=8, num_hidden_layers=1, num_attention_heads=2, patch_size=56
   ),
   batches=PortraitBatchConfig(people=4),
   optimizer=OptimizerConfig(**FAST),
   loop=loop(40),
-  validation_pictures=3,
 )
 FRAME_INTERPOLATOR = configs.FrameInterpolatorConfig(
-  model=configs.FrameInterpolatorModelConfig(features=8),
+  model=dict(features=8),
   batches=FrameBatchConfig(batch=4, frames=3),
   optimizer=OptimizerConfig(**FAST | {"learning_rate": 1e-2}),
   loop=loop(120),
@@ -250,9 +249,7 @@ def test_a_network_joins_the_weights_that_it_begins_with(data, tmp_path):
 
   # A network that is there goes on, whatever size a new one would have.
   still = OptimizerConfig(learning_rate=1e-12, ema_decay=0.0)
-  config = dataclasses.replace(
-    config, weights=str(joined.folder), optimizer=still, model=configs.ImageEncoderModelConfig(hidden_size=32)
-  )
+  config = dataclasses.replace(config, weights=str(joined.folder), optimizer=still, model=dict(hidden_size=32))
   train_image_encoder(config, tmp_path / "third")
   third = Weights.open(tmp_path / "third" / "weights")
   assert third.config["networks"] == joined.config["networks"]
@@ -290,11 +287,9 @@ def test_without_held_out_people_it_trains_all_the_same(data, tmp_path):
     (
       train_autoencoder,
       AUTOENCODER,
-      dict(model=configs.AutoencoderModelConfig(block_out_channels=(32,) * 6, layers_per_block=1)),
-      "16x16 pixels cannot be encoded: both must be multiples of 32",
+      dict(model=dict(block_out_channels=[32] * 6, layers_per_block=1)),
+      "16x16 pixels cannot be encoded: both sides must be multiples of 32",
     ),
-    (train_audio_encoder, AUDIO_ENCODER, dict(mel_weight=-0.5), "mel_weight is -0.5"),
-    (train_image_encoder, IMAGE_ENCODER, dict(temperature=0.0), "temperature is 0.0"),
     (train_image_encoder, IMAGE_ENCODER, dict(batches=PortraitBatchConfig()), "5 people in 'train'"),
     (train_frame_interpolator, FRAME_INTERPOLATOR, dict(batches=FrameBatchConfig(frames=4)), "batches.frames is 4"),
   ],
@@ -308,7 +303,7 @@ def test_what_cannot_be_trained(train, config, options, words, data, tmp_path):
   "options, words",
   [
     (dict(weights="nowhere"), "nowhere is not a folder"),
-    (dict(model=configs.FrameInterpolatorModelConfig(features=-2)), "features is -2"),
+    (dict(model=dict(features=-2)), "features is -2"),
   ],
 )
 def test_weights_and_sizes_that_are_none(options, words, data, tmp_path):

@@ -1,0 +1,155 @@
+"""What every training stage does: open the data, agree with the other hosts, train on the loop.
+
+A stage is a configuration, batches, initial parameters and a loss; then a validation and a result. `train_embedder`,
+`train_adaptation` and the stages of `foundations` define these and leave the rest to `Stage`.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from dicetalk_jax.data.batches.sampling import Batches
+from dicetalk_jax.errors import InputError
+from dicetalk_jax.parallel.flops import peak_flops
+from dicetalk_jax.parallel.hosts import check_agreement
+from dicetalk_jax.parallel.placement import Placement
+from dicetalk_jax.training.checkpoints import show
+from dicetalk_jax.training.config import StageConfig
+from dicetalk_jax.training.events import EventLog
+from dicetalk_jax.training.loop import Outcome, Work, check_loop, train
+from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.state import TrainState, merge
+from dicetalk_jax.training.step import LossFn, make_step
+
+Validate = Callable[[TrainState, EventLog], Mapping[str, float]]
+
+
+class Stage:
+  """A run of one stage: its folder, devices and training batches. Use it as a context manager, which closes the data.
+
+  Every `train_*` function takes the listeners below as keyword arguments and passes them on.
+
+  Args:
+    config: settings of the stage.
+    batches: opens the data, such as a partial `embedder_batches`; called with `workers`, `process_index` and
+      `process_count`, and for validation with `split` and `training=False`.
+    rows: rows of a global batch; `unit` names them in errors.
+    folder: run folder, by default `config.out`.
+    report: called with (step, metrics) after every step.
+    progress: called with (what, done, total); what is "compile" before the first step, then "train".
+    warn: called with a message.
+    validated: called with (step, scalars) after every validation.
+
+  Raises InputError for settings that cannot be used, data that cannot be read, a batch that cannot be split over the
+  devices, and hosts with different configurations or data.
+  """
+
+  def __init__(
+    self,
+    config: StageConfig,
+    batches: Callable[..., Batches],
+    rows: int,
+    unit: str = "clips",
+    *,
+    folder: str | os.PathLike | None = None,
+    report: Callable[[int, dict[str, float]], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    warn: Callable[[str], None] = show,
+    validated: Callable[[int, Mapping[str, float]], None] | None = None,
+  ):
+    check_loop(config.loop)
+    self.config, self.folder = config, pathlib.Path(folder or config.out).expanduser()
+    self.report, self.progress, self.warn, self.validated = report, progress, warn, validated
+    self.optimizer = make_optimizer(config.optimizer, config.loop.steps)
+    self.placement = Placement.of(config.mesh, rows, unit)
+    self._open = batches
+    self.batches = batches(workers=config.workers, **self.placement.share)
+    check_agreement({"configuration": dataclasses.asdict(config), "data": self.batches.source.fingerprint})
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.batches.close()
+
+  @property
+  def example(self) -> dict:
+    """The first batch: this process's rows."""
+    return self.batches.source[0]
+
+  def held_out(self, **options) -> Batches | None:
+    """Finite batches of the validation split; None, with a warning, where the data has none."""
+    try:
+      return self._open(split=self.config.validation_split, training=False, **self.placement.share | options)
+    except InputError as error:
+      self.warn(f"Training continues without validation: {error}.")
+      return None
+
+  def train(
+    self,
+    loss: LossFn,
+    params: Mapping,
+    frozen: Mapping | None = None,
+    *,
+    frames: int,
+    validate: Validate | None = None,
+    flops: float = 0.0,
+    dtype: jnp.dtype = jnp.float32,
+  ) -> Outcome:
+    """Trains `params`, or continues the run in `self.folder`: see `loop.train`.
+
+    frozen: parameters that do not train; the two have no leaf in common. frames: video frames of a global batch.
+    validate(state, log) returns scalars. flops: model operations of a global batch, and `dtype`, in which they are
+    computed, for the logged utilisation.
+    """
+    optimizer, loop = self.config.optimizer, self.config.loop
+    state, where = initial_state(params, frozen or {}, self.config, self.placement)
+    del params, frozen
+    step = make_step(
+      loss, self.optimizer, make_schedule(optimizer, loop.steps), optimizer.ema_decay, optimizer.accumulate, where
+    )
+
+    def told(state, log):
+      scalars = validate(state, log)
+      if self.validated:
+        self.validated(int(state.step), scalars)
+      return scalars
+
+    times = optimizer.accumulate
+    return train(
+      state,
+      step,
+      self.batches,
+      loop,
+      self.folder,
+      accumulate=times,
+      place=lambda batch: self.placement.place(batch, leading=int(times > 1)),
+      validate=told if validate else None,
+      work=Work(times * frames, times * flops, jax.process_count() * peak_flops(dtype) if flops else 0.0),
+      report=self.report,
+      progress=self.progress,
+      warn=self.warn,
+    )
+
+
+def initial_state(
+  params: Mapping, frozen: Mapping, config: StageConfig, placement: Placement
+) -> tuple[TrainState, TrainState]:
+  """The state before the first step, each leaf where it belongs on the mesh, and the shardings of all but `frozen`.
+
+  params: nested parameters that train, copied as float32. frozen: the others, used as they are. Raises InputError for
+  mesh rules that fit no parameter.
+  """
+  placement.check(merge(params, frozen))
+  optimizer = make_optimizer(config.optimizer, config.loop.steps)
+  key = jax.random.fold_in(jax.random.key(config.loop.seed), 1)
+
+  def create(params):
+    return TrainState.create(params, optimizer, key, ema=config.optimizer.ema_decay > 0).replace(frozen=None)
+
+  state, where = placement.state(create, params, params=params)
+  return state.replace(frozen=frozen), where
