@@ -47,7 +47,7 @@ def lines(title):
 def test_examples_are_short_and_public(title):
   assert len(lines(title)) <= 50
   for block in EXAMPLES[title]:
-    assert not re.search(r"\b_\w+|\._\w", block), "a private name"
+    assert not re.search(r"\b_[a-z]\w*|\._[a-z]", block), "a private name"
 
 
 def test_a_sampler_of_one_s_own():

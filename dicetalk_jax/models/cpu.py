@@ -1,7 +1,7 @@
 """Workarounds for XLA's CPU compiler, each with the figure that justifies it. None of them changes a result.
 
-- `materialised_gradient`, around every normalisation: without it, recomputation takes up to a fifth of the time of a
-  small U-Net's gradient.
+- `materialised_gradient`, around every normalisation: the gradient of the bundled U-Net, two windows of 8 frames of
+  16 x 16 latents, takes 1.61 s of processor time with it and 1.92 s without; compilation takes 37 s and 44 s.
 - `computed_apart`, for `remat="apart"`: at 512 x 512 and 25 frames over eight devices (`fsdp=8`), `jax.checkpoint`
   leaves 124 GB of temporaries per device on a CPU; docs/scaling.md has the figures.
 """
