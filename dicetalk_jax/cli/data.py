@@ -203,12 +203,15 @@ def _subcommand(name, verb):
 class Build:
   """Build a data set from a published set on your disk, from your own videos, or from the drawn world."""
 
-  set: tyro.conf.OmitSubcommandPrefixes[
-    _subcommand("synthetic", BuildSynthetic)
-    | _subcommand("mead", BuildMead)
-    | _subcommand("hdtf", BuildHdtf)
-    | _subcommand("voxceleb2", BuildVoxceleb2)
-    | _subcommand("clips", BuildClips)
+  set: Annotated[
+    tyro.conf.OmitSubcommandPrefixes[
+      _subcommand("synthetic", BuildSynthetic)
+      | _subcommand("mead", BuildMead)
+      | _subcommand("hdtf", BuildHdtf)
+      | _subcommand("voxceleb2", BuildVoxceleb2)
+      | _subcommand("clips", BuildClips)
+    ],
+    tyro.conf.arg(name=""),
   ]
 
   def run(self):
@@ -222,8 +225,11 @@ class Data:
   Example: dicetalk data build synthetic --out data/synthetic
   """
 
-  verb: tyro.conf.OmitSubcommandPrefixes[
-    _subcommand("build", Build) | _subcommand("encode", Encode) | _subcommand("inspect", Inspect)
+  verb: Annotated[
+    tyro.conf.OmitSubcommandPrefixes[
+      _subcommand("build", Build) | _subcommand("encode", Encode) | _subcommand("inspect", Inspect)
+    ],
+    tyro.conf.arg(name=""),
   ]
 
   def run(self):

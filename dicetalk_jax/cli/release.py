@@ -16,7 +16,7 @@ class Download:
   Example: dicetalk download released/
   """
 
-  target: tyro.conf.Positional[pathlib.Path]
+  target: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="TARGET")]
   """Folder for the files, in the released layout."""
 
   token: str | None = None
@@ -40,10 +40,10 @@ class Convert:
   Example: dicetalk convert released/ weights/ --priors released/emotion_priors
   """
 
-  source: tyro.conf.Positional[pathlib.Path]
+  source: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="SOURCE")]
   """Folder in the released layout."""
 
-  weights: tyro.conf.Positional[pathlib.Path]
+  weights: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="WEIGHTS")]
   """Weights folder to write. It must be empty or not exist."""
 
   priors: pathlib.Path | None = None
@@ -67,10 +67,10 @@ class Export:
   Example: dicetalk export weights/ exported/
   """
 
-  weights: tyro.conf.Positional[pathlib.Path]
+  weights: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="WEIGHTS")]
   """Weights folder, or a repository of the hub."""
 
-  target: tyro.conf.Positional[pathlib.Path]
+  target: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="TARGET")]
   """Folder to write. It must be empty or not exist."""
 
   all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -91,7 +91,7 @@ class Info:
   Example: dicetalk info weights/
   """
 
-  weights: tyro.conf.Positional[pathlib.Path]
+  weights: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="WEIGHTS")]
   """Weights folder, or a repository of the hub."""
 
   def run(self):
@@ -107,10 +107,10 @@ class Pack:
   Example: dicetalk pack runs/adaptation/weights small/ --config configs/synthetic_128.py
   """
 
-  weights: tyro.conf.Positional[pathlib.Path]
+  weights: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="WEIGHTS")]
   """Weights folder to copy, or a repository of the hub."""
 
-  out: tyro.conf.Positional[pathlib.Path]
+  out: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="OUT")]
   """Weights folder to write. It must be empty or not exist."""
 
   config: pathlib.Path | None = None
@@ -136,10 +136,10 @@ class Widen:
   Example: dicetalk widen runs/adaptation/weights wider/
   """
 
-  weights: tyro.conf.Positional[pathlib.Path]
+  weights: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="WEIGHTS")]
   """Weights folder to start from, or a repository of the hub."""
 
-  out: tyro.conf.Positional[pathlib.Path]
+  out: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="OUT")]
   """Weights folder to write. It must be empty or not exist."""
 
   seed: int = 0
@@ -159,7 +159,7 @@ class Average:
   Example: dicetalk average runs/one/weights runs/two/weights --out mean/
   """
 
-  weights: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+  weights: Annotated[tyro.conf.Positional[tuple[pathlib.Path, ...]], tyro.conf.arg(metavar="WEIGHTS")]
   """Two or more weights folders with the same networks. Priors and settings are the first one's."""
 
   out: pathlib.Path

@@ -4,9 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import inspect
 import sys
 from typing import Annotated, Union
+from unittest import mock
 
+import docstring_parser
 import tyro
 from rich.text import Text
 
@@ -53,11 +56,13 @@ class _Sources:
 
 def _commands(arguments):
   """The verbs for tyro. Verbs that generate take defaults from the preset, or the weights, in the command line."""
-  defaults = {}
-  if arguments and arguments[0] in _GENERATING:
-    generation = _generation(arguments[1:])
-    defaults[arguments[0]] = {"default": _GENERATING[arguments[0]](generation=generation)}
-  verbs = [Annotated[verb, tyro.conf.subcommand(name=name, **defaults.get(name, {}))] for name, verb in _VERBS.items()]
+  options = {name: {} for name in _VERBS}
+  if not arguments or arguments[0].startswith("-"):
+    # The list of all verbs: their first sentences only.
+    options = {name: {"description": verb.__doc__.partition("\n")[0]} for name, verb in _VERBS.items()}
+  elif arguments[0] in _GENERATING:
+    options[arguments[0]] = {"default": _GENERATING[arguments[0]](generation=_generation(arguments[1:]))}
+  verbs = [Annotated[verb, tyro.conf.subcommand(name=name, **options[name])] for name, verb in _VERBS.items()]
   return Union[tuple(verbs)]  # noqa: UP007 (made at run time)
 
 
@@ -74,6 +79,14 @@ def _generation(arguments) -> GenerationConfig:
   return GenerationConfig()
 
 
+def _parse_docstrings(obj, parse=docstring_parser.parse_from_object):
+  """`docstring_parser.parse_from_object` without the indentation of a field's docstring, at which tyro breaks lines."""
+  docstrings = parse(obj)
+  for field in docstrings.params:
+    field.description = inspect.cleandoc(field.description or "")
+  return docstrings
+
+
 def run(arguments: list[str]) -> int:
   """`cli.main`."""
   use_fast_convolutions()
@@ -82,9 +95,10 @@ def run(arguments: list[str]) -> int:
     return 0
   arguments = spelt_out(arguments)
   try:
-    command = tyro.cli(
-      _commands(arguments), prog="dicetalk", description="Emotional talking portraits in JAX.", args=arguments
-    )
+    with mock.patch.object(docstring_parser, "parse_from_object", _parse_docstrings):
+      command = tyro.cli(
+        _commands(arguments), prog="dicetalk", description="Emotional talking portraits in JAX.", args=arguments
+      )
     return command.run() or 0
   except DiceTalkError as error:
     return _fail(error)
