@@ -201,14 +201,17 @@ class Train:
   Example: dicetalk train embedder --config configs/embedder.py
   """
 
-  stage: tyro.conf.OmitSubcommandPrefixes[
-    _subcommand("embedder", Embedder)
-    | _subcommand("adaptation", Adaptation)
-    | _subcommand("autoencoder", Autoencoder)
-    | _subcommand("audio-encoder", AudioEncoder)
-    | _subcommand("image-encoder", ImageEncoder)
-    | _subcommand("frame-interpolator", FrameInterpolator)
-    | _subcommand("measuring", Measuring)
+  stage: Annotated[
+    tyro.conf.OmitSubcommandPrefixes[
+      _subcommand("embedder", Embedder)
+      | _subcommand("adaptation", Adaptation)
+      | _subcommand("autoencoder", Autoencoder)
+      | _subcommand("audio-encoder", AudioEncoder)
+      | _subcommand("image-encoder", ImageEncoder)
+      | _subcommand("frame-interpolator", FrameInterpolator)
+      | _subcommand("measuring", Measuring)
+    ],
+    tyro.conf.arg(name=""),
   ]
 
   def run(self):
