@@ -327,9 +327,9 @@ def test_of_several_faces_one_is_picked(visit, tmp_path):
 
 
 def test_the_endpoint_from_ten_lines_of_a_client(server, speech, tmp_path):
-  """The client example of the README."""
-  readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-  example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "gradio_client" in block)
+  """The client example of docs/page.md."""
+  page = (pathlib.Path(__file__).parents[2] / "docs" / "page.md").read_text()
+  example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "gradio_client" in block)
   assert len(example.strip().splitlines()) <= 10
   (tmp_path / "me.png").write_bytes(PORTRAIT.read_bytes())
   (tmp_path / "speech.wav").write_bytes(speech.read_bytes())
