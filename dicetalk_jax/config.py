@@ -13,7 +13,7 @@ from dicetalk_jax.files import existing_file
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-  """How a video is generated. The defaults are the release's."""
+  """How a video is generated. Defaults: the settings in the weights, else those of the release."""
 
   face_box: tuple[float, float, float, float] | None = None
   """Face box X Y W H (left, top, width, height) in pixels of the portrait. Default: the largest detected face."""
@@ -44,7 +44,7 @@ class GenerationConfig:
   """Frames that neighbouring windows share. Their results are averaged."""
 
   identity_scale: float = 3.0
-  """Guidance scale of the portrait. With 1 a step needs two runs of the U-Net instead of three."""
+  """Guidance scale of the portrait. With 1, a step needs two runs of the U-Net instead of three."""
 
   audio_scale: float | None = None
   """Guidance scale of the speech. By default speech and emotion share --emotion-scale; a scale of its own costs a third
@@ -57,7 +57,7 @@ class GenerationConfig:
   """Emotion bank: attend to all codes (Eq. 12-13) or to the code nearest to the prior (Eq. 9-11)."""
 
   interpolate: bool = True
-  """Interpolate one frame between each two: 25 frames per second instead of 12.5."""
+  """Insert a frame between every two: 25 frames per second instead of 12.5."""
 
   seed: int = 0
   """Random seed of the noise. The same seed and inputs give the same video."""
@@ -69,8 +69,8 @@ class GenerationConfig:
   """Frames that the VAE decodes together. A smaller number needs less memory and changes the picture slightly."""
 
   windows_at_once: int = 1
-  """Windows that are denoised side by side; 0: all of a step, which compiles again for each length. The video does not
-  change."""
+  """Number of windows to denoise side by side; 0: all windows of a step, which compiles again for each length. The
+  video does not change."""
 
 
 def resolve(own: GenerationConfig, **settings) -> GenerationConfig:

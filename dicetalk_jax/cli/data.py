@@ -131,10 +131,10 @@ class Encode:
   """Frames in a batch on each device."""
 
   reference_every: int = 10
-  """Make a CLIP embedding of every so many frames; these frames can be the reference portrait of a clip."""
+  """Interval between frames with a CLIP embedding. These frames can be the reference portrait of a clip."""
 
   part: tuple[int, int] = (0, 1)
-  """I K: encode files I, I + K, I + 2 K … only, to share the work between hosts 0 to K - 1."""
+  """I K: encode only files I, I + K, I + 2K, …, the share of host I of K hosts."""
 
   dtype: Literal["bfloat16", "float32"] | None = None
   """Precision of VAE and CLIP. Default: bfloat16 on an accelerator, float32 on a CPU."""

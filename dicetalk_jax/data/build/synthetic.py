@@ -62,17 +62,17 @@ class SyntheticLayout:
   """People in the test split, who say other sentences."""
 
   takes: int = 2
-  """Sentences of each person with each emotion and level (22 pairs: neutral has one level)."""
+  """Sentences per person, emotion and level. There are 22 pairs of emotion and level, since neutral has one level."""
 
   scenes: int | None = None
-  """Draw only so many of the 22 pairs of each person, every emotion once before any comes twice. Default: all. Many
-  people with few clips teach how faces differ; few people with all clips are soon memorised."""
+  """Number of the 22 pairs to draw for each person. Every emotion is drawn once before one is drawn twice. Default:
+  all. Many people with few clips teach how faces differ; few people with all clips are soon memorised."""
 
   min_level: int = LEVELS[0]
   """Draw emotions at this level and higher; 3 is the highest. Neutral has one level and is always drawn."""
 
   longest: int | None = None
-  """Draw at most so many frames of a clip, from a random frame on, with their sound. Default: all."""
+  """Maximum number of frames of a clip; a random part of the sentence is drawn. Default: all."""
 
   voices: Literal["own", "any"] = "own"
   """own: the voice has the emotion of the face, as in most recordings. any: the voice of each clip has a random emotion
@@ -82,7 +82,7 @@ class SyntheticLayout:
   """Width and height in pixels."""
 
   labelled: bool = True
-  """Write emotion and level. A set without them serves as the regular videos of training."""
+  """Write emotion and level. A set without them serves as regular videos in training."""
 
   seed: int = 0
   """Seed of the people: another seed draws other people."""
