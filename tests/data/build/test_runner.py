@@ -228,7 +228,7 @@ def test_ctrl_c_ends_it_in_one_line_at_any_moment(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, moment
-    assert "stopped before" in said, moment
+    assert "stopped; files that were complete" in said, moment
     assert not re.search("Traceback|Warning|ignored", said), (moment, said)
 
 
@@ -244,7 +244,7 @@ def test_a_ctrl_c_that_python_loses_is_heeded_all_the_same(tmp_path, capsys, mon
   monkeypatch.setattr(SyntheticLayout, "listing", listing)
   monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
   assert main(["data", "build", "synthetic", "--out", str(tmp_path / "set")]) == 130
-  assert "stopped before the end" in capsys.readouterr().err
+  assert "stopped; files that were complete" in capsys.readouterr().err
 
 
 def test_a_ctrl_c_in_code_that_was_made_at_run_time_ends_with_the_same_code():
