@@ -1,8 +1,8 @@
-"""Errors a person can act on: what was given, what was found, what to do."""
+"""Errors that a user can act on: what was given, what was found, what to do."""
 
 
 class DiceTalkError(Exception):
-  """The base of every error this package raises on purpose; its text is one sentence or two for a person."""
+  """Base of every error that this package raises on purpose; its text is one or two sentences."""
 
 
 class InputError(DiceTalkError):
@@ -10,15 +10,15 @@ class InputError(DiceTalkError):
 
 
 class WeightsError(DiceTalkError):
-  """A checkpoint or weights folder that is missing, damaged, of another model or of a newer format."""
+  """A checkpoint or weights folder that is missing, damaged, or of another model or a newer format."""
 
 
 class OutputError(DiceTalkError):
-  """A result that could not be written; the text says where what was computed has been kept."""
+  """A result that could not be written; the text says where the computed data is kept."""
 
 
 class MissingDependencyError(DiceTalkError):
-  """An optional package that this call needs; the text gives the extra that installs it."""
+  """A missing optional package; the text names the extra that installs it."""
 
 
 def out_of_memory(error: BaseException | None) -> bool:

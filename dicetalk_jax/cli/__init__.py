@@ -1,4 +1,4 @@
-"""The command line, one module a group of verbs."""
+"""The command line: one module per group of verbs."""
 
 import atexit
 import os
@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def entry():
-  """What `dicetalk` starts: `main` as a whole process."""
-  # Registered first, so it runs last, after what ends worker processes. Python by itself would end by SIGINT where a
-  # Ctrl-C passed through an exec(), as dataclasses have them, even though it was caught.
+  """Entry point of `dicetalk`: runs `main` as a process."""
+  # Registered first, so it runs last, after the handlers that end worker processes. Without it Python would end by
+  # SIGINT when a Ctrl-C passed through an exec(), which dataclasses use, even though it was caught.
   if os.getpid() == 1:
     # The kernel drops SIGTERM for the first process of a container that has no handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
@@ -31,24 +31,24 @@ def entry():
     try:
       code = main()
     finally:
-      # Here, where an error of a closed pipe can be caught.
+      # At exit a closed pipe could not be caught.
       sys.stdout.flush()
   except BrokenPipeError:
-    # As of other programs whose reader ends first, such as `head`: silent, and the code of SIGPIPE.
+    # The reader, such as `head`, has ended: exit silently with the code of SIGPIPE, as other programs do.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 128 + signal.SIGPIPE
   except KeyboardInterrupt:
-    # While Python was still importing, or a second one while the first was being heeded.
+    # During imports, or a second one while the first was handled.
     print("stopped", file=sys.stderr)
     code = 130
   if code not in (0, STOPPED) and "dicetalk_jax.parallel.hosts" in sys.modules:
     sys.modules["dicetalk_jax.parallel.hosts"].leave(code)
   if code == 130:
-    # What is ending anyway is not to be interrupted again.
+    # The process is ending: ignore further ones.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupted.append(True)
     if "jax" in sys.modules:
-      # Threads of XLA may still compile or compute, and the ordinary end of a process with these is a crash.
+      # Threads of XLA may still compile or compute; an ordinary exit would crash in them.
       _leave()
   sys.exit(code)
 

@@ -22,7 +22,7 @@ STOPPED = 75
 
 @contextlib.contextmanager
 def progress_bars(of_bytes=False, one_bar=False):
-  """Bars with the time left, one for each stage that calls progress(stage, done, total), or one for all stages."""
+  """Progress bars with the time left: one per stage of progress(stage, done, total), or one for all stages."""
   columns = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -31,7 +31,7 @@ def progress_bars(of_bytes=False, one_bar=False):
     TextColumn("left"),
     TimeRemainingColumn(),
   )
-  # Started by the first stage: nothing is drawn for what fails before.
+  # Started by the first stage, so that earlier errors draw no bar.
   bars, tasks = Progress(*columns, console=console), {}
 
   def progress(stage, done, total):

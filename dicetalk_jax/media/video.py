@@ -18,14 +18,14 @@ from dicetalk_jax.media.channels import stereo
 from dicetalk_jax.media.containers import decoded, open_media, open_video, to_rgb
 from dicetalk_jax.media.image import resize
 
-# Files that are taken for videos.
+# Suffixes of videos.
 VIDEO_SUFFIXES = (
   *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv"),
   *(".3gp", ".3g2", ".vob", ".asf", ".mxf"),
 )
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = "18"
-# AAC comes in blocks of 1024 samples: at a lower rate the last one would reach more than a frame past the end.
+# AAC has blocks of 1024 samples: at a lower rate the last one would end more than a frame after the video.
 AAC_RATES = (32000, 44100, 48000)
 AAC_BITS_PER_SECOND = 128_000  # for each channel
 _BT709 = 1  # the code of matrix, primaries and transfer alike (ISO/IEC 23091-2)
@@ -33,14 +33,14 @@ _LIMITED_RANGE = 1
 
 
 def check_target(path) -> Path:
-  """The path of a video that can be written there; its folder is made where it is missing.
+  """Checks that a video can be written at `path`, and makes its folder; returns the path.
 
-  Raises InputError for a folder or an unknown suffix, OutputError where the folder cannot be made or written in.
+  Raises InputError for a folder or an unknown suffix, OutputError where the file cannot be written.
   """
   path = expanded(path, "video")
   if path.suffix.lower() not in CONTAINERS:
-    found = f"ends in '{path.suffix}'" if path.suffix else "has no ending"
-    raise InputError(f"video {path} {found}; give a name that ends in {', '.join(CONTAINERS)}")
+    ending = f"ends in '{path.suffix}'" if path.suffix else "has no ending"
+    raise InputError(f"video {path} {ending}; give a name that ends in {', '.join(CONTAINERS)}")
   check_file(path, "video")
   return path
 
@@ -58,7 +58,7 @@ def write_video(
   """Writes H.264 (crf 18, yuv420p) and AAC; the file appears at `path` only when it is whole.
 
   frames: (n, h, w, 3), or an iterator of (h, w, 3), float in [0, 1] or uint8; `size` (width, height) resizes them. An
-  odd width or height gets its last column or row twice, as yuv420p wants even ones. audio: (samples,) or
+  odd width or height gets its last column or row twice, because yuv420p needs even ones. audio: (samples,) or
   (samples, channels) float in [-1, 1]; it is never cut: the last frame is held until the video lasts as long, to within
   one frame. progress(done, total) is called after each frame, total None for an iterator. comment: what `read_comment`
   is to find in the file. Raises InputError for a target or frames that no video can be made of, and OutputError where
@@ -100,10 +100,10 @@ def read_comment(path: Path) -> str | None:
 
 
 def keep_frames(frames: np.ndarray, target, fps: float, audio=None, sample_rate: int = 16000) -> Path | None:
-  """Saves frames as `<target>-frames.npz` beside the target, else in the current or the temporary folder.
+  """Saves frames as `<target>-frames.npz` next to the target, else in the current or the temporary folder.
 
-  The file holds what `write_video` takes: frames (uint8), fps, and audio and sample_rate where there is a sound.
-  Returns its path, None where no folder could be written to.
+  The file holds the arguments of `write_video`: frames (uint8), fps, and audio and sample_rate where there is sound.
+  Returns its path, None where no folder can be written. Long names are shortened.
   """
   target = Path(target)
   sound = {} if audio is None else {"audio": np.asarray(audio, np.float32), "sample_rate": sample_rate}
@@ -186,7 +186,7 @@ def _even(picture):
 
 
 class _Sound:
-  """An AAC stream that is fed as the pictures come, so that the two lie interleaved in the file."""
+  """An AAC stream that is written along with the frames, so that the file interleaves them."""
 
   def __init__(self, container, audio, sample_rate):
     audio = np.asarray(audio, np.float32)

@@ -1,1 +1,1 @@
-"""Many videos from one list."""
+"""Makes many videos from one list."""

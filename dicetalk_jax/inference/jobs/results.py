@@ -1,6 +1,6 @@
-"""What became of a list of videos: a record a line beside it, which outlives the process at any moment.
+"""Results of a job list: one JSON line per job, appended next to the list so that they survive a crash.
 
-Hosts that share a list have a file each, and read those of all.
+Each host that shares a list writes its own file and reads the files of all.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from dicetalk_jax.files import lock
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a job ended: its record.
+  """The record of a finished job.
 
-  job: line in the list. out: as it was written there. status: "done" or "failed". digest: of its settings and the
-  weights, None for a line that is no job. trace: where in the program, for an error that nobody foresaw.
+  job: line in the list. out: as written in the list. status: "done" or "failed". digest: hash of settings and weights,
+  None for a line that is not a job. trace: traceback of an unexpected error.
   """
 
   job: int
@@ -34,15 +34,15 @@ class Result:
 
 
 def results_path(path: str | os.PathLike, index: int = 0, count: int = 1) -> Path:
-  """Of jobs.jsonl: jobs.results.jsonl beside it, or jobs.results.0-of-2.jsonl of the first of two hosts."""
+  """jobs.jsonl -> jobs.results.jsonl, or jobs.results.0-of-2.jsonl for the first of two hosts."""
   path = Path(path)
   return path.with_name(f"{path.stem}.results{f'.{index}-of-{count}' if count > 1 else ''}.jsonl")
 
 
 class Records:
-  """The digests that all hosts have recorded as `done` and `failed`, and this host's file, to add to.
+  """Digests that all hosts have recorded as `done` and `failed`, and this host's file to append to.
 
-  begun: those at which a process of this host died, and which have not ended since.
+  begun: digests of jobs that were running when a process of this host died, and that have not ended since.
   """
 
   def __init__(self, path: Path, file: int, done: set[str], failed: set[str]):
@@ -54,12 +54,12 @@ class Records:
       self.begun = set()
 
   def begin(self, digest: str) -> None:
-    """Notes which job is being done."""
+    """Stores which job is running."""
     self._now = {digest}
     self._note()
 
   def append(self, result: Result) -> None:
-    """Returns when the record is on the disk; OutputError where it cannot be."""
+    """Appends a record and waits until it is on disk; OutputError where it cannot be written."""
     record = dataclasses.asdict(result)
     for name in ("notes", "trace"):
       if not record[name]:
@@ -71,18 +71,18 @@ class Records:
       os.fsync(self._file)
     except OSError as error:
       raise OutputError(
-        f"results {self.path} cannot be written: {error.strerror}; what was made stays, and is known when the same "
-        "command is run again"
+        f"results {self.path} cannot be written: {error.strerror}; finished videos stay, and the same command "
+        "finds them"
       ) from error
     self._ended.add(result.digest)
 
   def end(self) -> None:
-    """Notes that the process did not die."""
+    """Stores that no job is running."""
     self._now = set()
     self._note()
 
   def _note(self):
-    # Only the order of jobs hangs on it.
+    # Only the order of jobs depends on it.
     with contextlib.suppress(OSError):
       if notes := (self.begun - self._ended) | self._now:
         self._notes.write_text("".join(f"{digest}\n" for digest in sorted(notes)))
@@ -92,10 +92,10 @@ class Records:
 
 @contextlib.contextmanager
 def records_of(jobs: Path, index: int, count: int) -> Iterator[Records]:
-  """Holds a host's file of results, mended where a process was killed while it wrote, and reads those of all hosts.
+  """Locks a host's results file, removes a partial last line, and reads the files of all hosts.
 
-  Raises InputError where another process holds it, or one that was started as one of another number of hosts and would
-  do the same jobs; OutputError where it cannot be written.
+  Raises InputError where another process holds it, or works on the list with another number of hosts; OutputError where
+  it cannot be written.
   """
   path = results_path(jobs, index, count)
   try:
@@ -132,7 +132,7 @@ def _all_results(jobs: Path) -> list[Path]:
 
 
 def _record(line: bytes) -> dict:
-  """A record; an empty one for a line that is none."""
+  """A record; an empty one for an invalid line."""
   try:
     record = json.loads(line)
   except ValueError:

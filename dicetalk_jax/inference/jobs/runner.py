@@ -1,7 +1,7 @@
-"""Many videos from one list (see `job_list`), each made once, however often the work is ended and begun again.
+"""Makes the videos of a job list (see `reader`), each once, also after interruptions.
 
-What is done is recorded (see `job_records`). A video carries the digest of its job, so that one which took its name
-just before the process was killed, and has no record, is known as well.
+Results are recorded (see `results`). A video also holds the digest of its job, so that it is recognised when the
+process was killed before it wrote the record.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ from dicetalk_jax.weights.folder import Weights
 
 _COMMENT = "dicetalk job "
 _THROUGH = "dicetalk_jax/jobs/through/{}"
-# A failure that is not the inputs' fault may be that of every job: so many alike in a row end the work.
+# After so many equal failures in a row that are not the inputs' fault, the run ends: every job might fail so.
 _ALIKE = 3
 _NO_MORE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What a call did of its host's jobs. failed: line and sentence of each; stopped: why `left` jobs were not tried."""
+  """Summary of a run. failed: line and error of each failed job; stopped: why `left` jobs were not tried."""
 
   done: int
   already: int
@@ -72,16 +72,14 @@ def run_jobs(
   progress: Callable[[str, int, int | None], None] | None = None,
   report: Callable[[Result], None] | None = None,
 ) -> Outcome:
-  """Makes the videos of a list that are not made yet, one after another; a job that cannot be done stops no other.
+  """Makes the missing videos of a list, one after another; a failed job does not stop the others.
 
-  host: (i, k) for the jobs at places i, i + k, i + 2k … of the list. progress(stage, done, total) is called along the
-  way, report(result) when a job has ended and its record is on the disk. A job is passed over where its video is there
-  and it is recorded as done with the same settings and weights; those that failed before, or at which
-  the process died, come last. The work ends
-  early where the disk is full, the weights are damaged, or three jobs in a row fail alike through no fault of their
-  inputs. While a video is made the current folder is the list's, for the files that its emotion names. Raises
-  InputError for a list that cannot be read or that another process works on, OutputError where results cannot be
-  written.
+  host: (i, k) for the jobs i, i + k, i + 2k … of the list. progress(stage, done, total) is called often, report(result)
+  after a job's record is on disk. A job is skipped when its video exists and was made with the same settings and
+  weights. Jobs that failed before, or were running when a process died, come last. The run ends early when the disk is
+  full, the weights are damaged, or three jobs in a row fail in the same way through no fault of their inputs. While a
+  video is made, the current folder is the list's. Raises InputError for a list that cannot be read or that another
+  process works on, OutputError where results cannot be written.
   """
   index, count = host
   if not 0 <= index < count:
@@ -117,7 +115,7 @@ def run_jobs(
         already += 1
         if job.digest(weights) not in records.done:
           records.append(Result(job.line, job.settings["out"], "done", digest=job.digest(weights)))
-    # What failed, or even killed the process, keeps nothing waiting.
+    # Jobs that failed, or even killed the process, do not delay others.
     todo.sort(key=lambda job: (job.digest(weights) in records.begun, job.digest(weights) in records.failed))
     left, stopped = _do(todo, weights, make, end)
   failed = sorted((result.job, result.error) for result in ended if result.status == "failed")
@@ -125,20 +123,20 @@ def run_jobs(
 
 
 def part_from_hosts() -> None:
-  """Returns when every host has called it: only then may one end, with any exit code, without ending the others."""
+  """Waits until every host has called it: a host that exits earlier would end the others."""
   client = global_state.client
   if client is None:
     return
   client.key_value_set(_THROUGH.format(jax.process_index()), "")
   for host in range(jax.process_count()):
-    # Not in a collective, which keeps a device busy for hours and does not heed Ctrl-C.
+    # A collective would keep a device busy for hours and ignore Ctrl-C.
     while not _is_set(client, _THROUGH.format(host)):
       pass
   jax.distributed.shutdown()
 
 
 def _is_set(client, key: str, milliseconds: int = 1000) -> bool:
-  """Whether the hosts' common store has a key, or gets it in this time."""
+  """Whether the hosts' shared store has a key, or gets it within this time."""
   try:
     client.blocking_key_value_get(key, milliseconds)
   except Exception as error:
@@ -149,7 +147,7 @@ def _is_set(client, key: str, milliseconds: int = 1000) -> bool:
 
 
 def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
-  """Does jobs in their order -> how many are left, and why."""
+  """Runs jobs in order; returns the number of jobs left and why."""
   kind, alike = None, 0
   for place, job in enumerate(todo, start=1):
     begun = time.monotonic()
@@ -167,11 +165,11 @@ def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
     if failure is None:
       kind, alike = None, 0
     elif failure.kind:
-      # What cannot be written in one folder may well be in another.
-      found = (failure.kind, job.out.parent if failure.kind == OutputError.__name__ else None)
-      kind, alike = found, alike + 1 if found == kind else 1
+      # Another folder may still be writable.
+      latest = (failure.kind, job.out.parent if failure.kind == OutputError.__name__ else None)
+      kind, alike = latest, alike + 1 if latest == kind else 1
     hopeless = failure is not None and (failure.of_all or (failure.kind and alike >= _ALIKE))
-    # A full disk takes no record either, and this is about to be said.
+    # A full disk takes no record either; the outcome reports that.
     with contextlib.suppress(OutputError) if hopeless else contextlib.nullcontext():
       end(result)
     if hopeless and place < len(todo):
@@ -185,7 +183,7 @@ def _make(talker: DiceTalk, job: Job, digest: str, dtype, show) -> tuple[str, ..
   check_target(job.out)
   remove_partial(job.out)
   options = {field.name: getattr(job.generation, field.name) for field in dataclasses.fields(job.generation)}
-  # A talker keeps the dtype that it was given last.
+  # A talker keeps the dtype of its last call.
   options["dtype"] = options["dtype"] or dtype
   with contextlib.chdir(job.folder):
     video = talker.generate(job.image, job.audio, job.emotion, **options, progress=show)
@@ -200,7 +198,7 @@ def _make(talker: DiceTalk, job: Job, digest: str, dtype, show) -> tuple[str, ..
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-  """kind: what failures that are alike share, None for those of a job's inputs. of_all: every job would fail so."""
+  """kind: equal for equal failures, None where a job's inputs are at fault. of_all: every job would fail so."""
 
   error: str
   kind: str | None = None
@@ -209,7 +207,7 @@ class _Failure:
 
 
 def _attempt(make: Callable[[], tuple[str, ...]]) -> tuple[tuple[str, ...], _Failure | None]:
-  """What `make` returns, and what it fails with."""
+  """The result of `make`, and its failure."""
   try:
     return make(), None
   except InputError as error:
@@ -223,7 +221,7 @@ def _attempt(make: Callable[[], tuple[str, ...]]) -> tuple[tuple[str, ...], _Fai
     else:
       said = (str(error).strip().splitlines() or ["nothing"])[0]
       failure = _Failure(f"{type(error).__name__}: {said}", type(error).__name__, trace=traceback.format_exc())
-  # What failed may hold the device's memory, in a circle of frames and errors.
+  # A failure may keep device memory in a reference cycle of tracebacks.
   gc.collect()
   return (), failure
 
@@ -238,18 +236,18 @@ def _is_made(job: Job, digest: str, done: set[str]) -> bool:
   comment = read_comment(job.out) or ""
   if comment.startswith(_COMMENT):
     return comment == _COMMENT + digest
-  # Somebody may have worked on it since, and dropped the comment.
+  # Another program may have edited the video and dropped the comment.
   return digest in done and job.out.exists()
 
 
 def _to_disk(path: Path) -> None:
-  """Makes sure that a new file outlives a failure of power; OutputError where the disk says that it does not."""
+  """Flushes a new file to disk; OutputError where that fails."""
   try:
     with path.open("rb") as file:
       os.fsync(file.fileno())
   except OSError as error:
     raise OutputError(f"video {path} cannot be written: {error.strerror}") from error
-  # Not every file system knows this of folders.
+  # Not every file system can flush folders.
   with contextlib.suppress(OSError):
     folder = os.open(path.parent, os.O_RDONLY)
     try:
