@@ -45,7 +45,7 @@ from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.data.batches.pictures import FrameBatchConfig, PortraitBatchConfig
 from dicetalk_jax.data.batches.speech import SpeechBatchConfig
-from dicetalk_jax.evaluation.measuring import MeasuringConfig
+from dicetalk_jax.evaluation.measuring_stage import MeasuringConfig
 from dicetalk_jax.training.config import (
   AdaptationConfig,
   EmbedderConfig,

@@ -23,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 sys.path.insert(0, str(GOLDEN.parent))
+sys.path.insert(0, str(GOLDEN.parents[1] / "benchmarks"))
 
 # A shell starts background commands with Ctrl-C ignored, and its children inherit that; tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

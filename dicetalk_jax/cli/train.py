@@ -186,7 +186,7 @@ class Measuring(_Stage):
   Example: dicetalk train measuring --config configs/synthetic_128.py
   """
 
-  SETTINGS, TRAIN = "evaluation.measuring:MeasuringConfig", "evaluation.measuring:train_measuring"
+  SETTINGS, TRAIN = "evaluation.measuring_stage:MeasuringConfig", "evaluation.measuring_stage:train_measuring"
   RESULT = "measuring.safetensors"
 
 

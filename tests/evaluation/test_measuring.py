@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from ablations import Scores, table
 from drawn_sets import people, write_set
 
 from dicetalk_jax.data.batches.sources import ClipSets
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.evaluation.ablations import Scores, table
 from dicetalk_jax.evaluation.drawn_faces import EXPRESSIONS, PORTRAITS, draw_faces
-from dicetalk_jax.evaluation.measuring import MeasuringConfig, check, train_measuring
+from dicetalk_jax.evaluation.measuring_stage import MeasuringConfig, check, train_measuring
 from dicetalk_jax.evaluation.networks.measuring import MEASURED, Measuring, MeasuringNetwork
 from dicetalk_jax.training.config import LoopConfig, OptimizerConfig
 from dicetalk_jax.vocabulary import EMOTIONS, TRUTH
@@ -83,7 +83,7 @@ def test_drawn_faces_are_people_in_many_moods():
 
 @pytest.mark.parametrize("change", [{"people": 1}, {"size": 72}, {"size": 32}])
 def test_sizes_that_cannot_be_drawn_are_refused(change, tmp_path):
-  with pytest.raises(InputError, match="give at least 2 people, and a size of at least 64"):
+  with pytest.raises(InputError, match="give at least 2 people, and a multiple of 32"):
     train_measuring(dataclasses.replace(CONFIG, **change), tmp_path / "run")
 
 

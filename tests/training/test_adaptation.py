@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from ablations import held_out_rows, run_ablations
 from conftest import quick_compilation
 from flax.traverse_util import flatten_dict
 from random_weights import random_weights
@@ -21,7 +22,6 @@ from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig, diffusion_
 from dicetalk_jax.data.encode.networks import check_encoded_with, fingerprint
 from dicetalk_jax.data.encode.record import FORMAT, VERSION
 from dicetalk_jax.errors import InputError, WeightsError
-from dicetalk_jax.evaluation.ablations import held_out_rows, run_ablations
 from dicetalk_jax.evaluation.networks.measuring import MEASURED, Measuring, MeasuringNetwork
 from dicetalk_jax.models.emotion_bank import EmotionModel
 from dicetalk_jax.parallel.mesh import MeshConfig
@@ -248,7 +248,7 @@ def test_what_is_judged_has_every_emotion_alike(config, monkeypatch):
     dict(valid=np.ones(1, bool), emotion=np.array([emotion]), level=np.array([3]), clip=np.array([clip]))
     for clip, emotion in enumerate([0, 1, 4] * 6)
   ]
-  monkeypatch.setattr("dicetalk_jax.evaluation.ablations.diffusion_batches", lambda *of, **options: _Open(rows))
+  monkeypatch.setattr("ablations.diffusion_batches", lambda *of, **options: _Open(rows))
   assert len(held_out_rows(config)) == 18
   chosen = held_out_rows(config, 9)
   assert sorted(int(row["emotion"]) for row in chosen) == [0] * 3 + [1] * 3 + [4] * 3
@@ -286,7 +286,7 @@ def test_an_ablation_is_judged_once(config, tmp_path, monkeypatch):
   def trained_again(*of, **options):
     raise AssertionError("it is known already")
 
-  monkeypatch.setattr("dicetalk_jax.evaluation.ablations.train_adaptation", trained_again)
+  monkeypatch.setattr("ablations.train_adaptation", trained_again)
   again = list(run_ablations(config, measuring, tmp_path, **options))
   assert [row[:2] for row in again] == [row[:2] for row in found]
   np.testing.assert_equal(
