@@ -12,6 +12,7 @@ from dicetalk_jax.app.generations import DONE
 from dicetalk_jax.app.handlers import Handlers
 from dicetalk_jax.app.requests import Request, check_config
 from dicetalk_jax.app.uploads import Upload
+from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import DiceTalkError, InputError
 from dicetalk_jax.media.face import check_box
 
@@ -27,11 +28,11 @@ def add_endpoints(handlers: Handlers):
     emotion: Any = "neutral",
     face_box: list[float] | None = None,
     crop: bool = False,
-    size: float = 512,
-    steps: int = 25,
-    identity_scale: float = 3.0,
+    size: float = GenerationConfig.size,
+    steps: int = GenerationConfig.steps,
+    identity_scale: float = GenerationConfig.identity_scale,
     audio_scale: float | None = None,
-    emotion_scale: float = 6.0,
+    emotion_scale: float = GenerationConfig.emotion_scale,
     bank: Literal["all", "nearest"] = "all",
     interpolate: bool = True,
     seed: int = 0,

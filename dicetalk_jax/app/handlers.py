@@ -45,12 +45,12 @@ class Form:
   mix: tuple[float | None, ...] = ()
   timeline: Mapping | None = None
   clip: Upload | None = None
-  identity_scale: float | None = 3.0
+  identity_scale: float | None = GenerationConfig.identity_scale
   apart: bool = False
-  audio_scale: float | None = 6.0
-  emotion_scale: float | None = 6.0
-  size: float | None = 512
-  steps: float | None = 25
+  audio_scale: float | None = GenerationConfig.emotion_scale
+  emotion_scale: float | None = GenerationConfig.emotion_scale
+  size: float | None = GenerationConfig.size
+  steps: float | None = GenerationConfig.steps
   seed: float | None = 0
   interpolate: bool = True
   crop: bool = False

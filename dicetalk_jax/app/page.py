@@ -146,7 +146,7 @@ def _settings(f, handlers):
     f.audio_scale = gr.Slider(
       0,
       12,
-      defaults.audio_scale or 6.0,
+      defaults.audio_scale or defaults.emotion_scale,
       step=0.1,
       label="Speech strength",
       buttons=[],
