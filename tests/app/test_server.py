@@ -55,7 +55,7 @@ def test_the_password_opens(guarded):
 
 def test_a_wrong_command_line_is_one_sentence(capsys, tmp_path):
   for options, said in (
-    (["--host", "0.0.0.0"], "give a name and password"),
+    (["--host", "0.0.0.0"], "set a user name and password"),
     (["--auth", "me"], "USER:PASSWORD"),
     (["--port", "0"], "port 0"),
     (["--weights", str(tmp_path / "none")], "none"),
@@ -72,9 +72,9 @@ def test_an_address_that_cannot_be_used_is_said(capsys, weights):
   with socket.create_server(("127.0.0.1", 0)) as taken:
     port = str(taken.getsockname()[1])
     assert main(["app", "--weights", str(weights), "--port", port]) == 1
-    assert f"127.0.0.1:{port} cannot be used: it is taken" in " ".join(capsys.readouterr().err.split())
+    assert f"127.0.0.1:{port} cannot be used: it is in use" in " ".join(capsys.readouterr().err.split())
   assert main(["app", "--weights", str(weights), "--host", "192.0.2.1", "--auth", "me:secret"]) == 1
-  assert "no address of this machine" in " ".join(capsys.readouterr().err.split())
+  assert "not an address of this machine" in " ".join(capsys.readouterr().err.split())
 
 
 def test_without_gradio_the_extra_is_named(capsys, monkeypatch, weights):
