@@ -1,5 +1,6 @@
 """Endpoints for programs, called by `gradio_client` or over HTTP."""
 
+import contextlib
 import dataclasses
 import secrets
 from collections.abc import Mapping
@@ -10,13 +11,9 @@ import gradio as gr
 from dicetalk_jax.app.emotions import Choice
 from dicetalk_jax.app.generations import DONE
 from dicetalk_jax.app.handlers import Handlers
-from dicetalk_jax.app.requests import Request, check_config
 from dicetalk_jax.app.uploads import Upload
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import DiceTalkError, InputError
-from dicetalk_jax.media.face import check_box
-
-_LOOK = 1.0
 
 
 def add_endpoints(handlers: Handlers):
@@ -42,7 +39,7 @@ def add_endpoints(handlers: Handlers):
     image, audio: files. emotion: text as for `dicetalk generate --emotion`, or a clip file. face_box: [x, y, width,
     height] in pixels of the portrait; by default the largest face. Other parameters: as for `dicetalk generate`.
     """
-    try:
+    with _errors_shown():
       config = dataclasses.replace(
         handlers.defaults,
         face_box=None if face_box is None else tuple(face_box),
@@ -56,19 +53,23 @@ def add_endpoints(handlers: Handlers):
         interpolate=interpolate,
         seed=seed,
       )
-      return _made(handlers, image, audio, emotion, config)
-    except DiceTalkError as error:
-      raise gr.Error(str(error), print_exception=False) from error
-    except (TypeError, ValueError) as error:
-      raise gr.Error(f"a setting has a value of the wrong kind: {error}", print_exception=False) from error
+      image, audio = _upload(image, "image"), _upload(audio, "audio")
+      clip = _upload(emotion, "emotion") if isinstance(emotion, Mapping) else None
+      choice = Choice(clip.name, (), clip) if clip else Choice(str(emotion))
+      with handlers.uploads.held(image, audio, *([clip] if clip else [])):
+        request = handlers.request_of(image, audio, choice, config)
+        generation = handlers.generations.submit(secrets.token_hex(16), request)
+      generation.ended.wait()
+      if generation.state != DONE:
+        raise InputError(generation.error or "cancelled")
+    return gr.FileData(path=str(generation.result.video)).model_dump(), generation.result.command
 
   def faces(image: Any) -> list[list[int]]:
     """The boxes [x, y, width, height] of a portrait's faces, largest first."""
-    try:
-      with handlers.uploads.borrowed() as take:
-        return [list(box) for box in handlers.portrait(_taken(take, image, "image")).faces]
-    except DiceTalkError as error:
-      raise gr.Error(str(error), print_exception=False) from error
+    with _errors_shown():
+      upload = _upload(image, "image")
+      with handlers.uploads.held(upload):
+        return [list(box) for box in handlers.portrait(upload).faces]
 
   def labels() -> list[str]:
     """The labels of emotions."""
@@ -79,34 +80,17 @@ def add_endpoints(handlers: Handlers):
   gr.api(labels, api_name="emotions")
 
 
-def _made(handlers: Handlers, image, audio, emotion, config):
-  with handlers.uploads.borrowed() as take:
-    image, audio = _taken(take, image, "image"), _taken(take, audio, "audio")
-    portrait, speech = handlers.portrait(image), handlers.speech(audio)
-    if isinstance(emotion, Mapping):
-      clip = _taken(take, emotion, "emotion")
-      choice = Choice(clip.name, (), clip)
-    else:
-      choice = Choice(str(emotion))
-    handlers.check_choice(choice)
-    check_config(config, handlers.limits)
-    box = config.face_box or next(iter(portrait.faces), None)
-    if box is None:
-      raise InputError(f"no face was found in {image.name}: give face_box, [x, y, width, height] in pixels")
-    config = dataclasses.replace(config, face_box=check_box(box, portrait.width, portrait.height))
-    request = Request(image, audio, choice, config, (portrait.width, portrait.height), speech.seconds)
-    request.check_size()
-    # From here on the generation holds the files.
-    generation = handlers.generations.submit(secrets.token_hex(16), request)
-  version = -1
-  while not generation.over:
-    version = handlers.generations.wait(generation, version, _LOOK)
-  if generation.state != DONE:
-    raise InputError(generation.error or "cancelled")
-  return gr.FileData(path=str(generation.result.video)).model_dump(), generation.result.command
+@contextlib.contextmanager
+def _errors_shown():
+  try:
+    yield
+  except DiceTalkError as error:
+    raise gr.Error(str(error), print_exception=False) from error
+  except (TypeError, ValueError) as error:
+    raise gr.Error(f"a setting has a value of the wrong kind: {error}", print_exception=False) from error
 
 
-def _taken(take, payload, name) -> Upload:
-  if not isinstance(payload, Mapping) or not isinstance(payload.get("path"), str):
-    raise InputError(f"{name} is not a file; with gradio_client give handle_file(path)")
-  return take(payload["path"], payload.get("orig_name"))
+def _upload(payload, name) -> Upload:
+  if upload := Upload.of(payload):
+    return upload
+  raise InputError(f"{name} is not a file; with gradio_client give handle_file(path)")

@@ -1,14 +1,17 @@
 """Drawn persons and synthesised sentences, as files like those that visitors upload."""
 
+import contextlib
+import json
 import pathlib
-import re
 
 import numpy as np
 import soundfile
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dicetalk_jax.app.uploads import Upload
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.media.face import check_box
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 from dicetalk_jax.world.identity import draw_identity
 from dicetalk_jax.world.parameters import PARAMETERS
@@ -18,6 +21,7 @@ from dicetalk_jax.world.speakers import draw_voice
 from dicetalk_jax.world.voice import speak
 
 PICTURE_SIDE = 512
+_FACE = "dicetalk face"
 _LONGEST_TEXT = 600
 _LARGEST_SEED = 2**31 - 1
 _REST = np.zeros((1, len(PARAMETERS)), np.float32)
@@ -26,22 +30,17 @@ _REST = np.zeros((1, len(PARAMETERS)), np.float32)
 def draw_portrait(seed: int, folder: pathlib.Path) -> pathlib.Path:
   """Writes person_<seed>.png; returns its path. InputError for an invalid seed."""
   seed = _checked(seed)
-  path = folder / f"person_{seed}.png"
-  Image.fromarray(render(draw_identity(seed), _REST, PICTURE_SIDE)[0]).save(path)
+  path, person = folder / f"person_{seed}.png", draw_identity(seed)
+  info = PngInfo()
+  info.add_text(_FACE, json.dumps([int(side) for side in face_box(person, _REST, PICTURE_SIDE)]))
+  Image.fromarray(render(person, _REST, PICTURE_SIDE)[0]).save(path, pnginfo=info)
   return path
 
 
 def known_face(upload: Upload) -> tuple[int, int, int, int] | None:
-  """The face box (x, y, w, h) of a picture by `draw_portrait`; None for any other picture."""
-  named = re.fullmatch(r"person_(\d{1,10})\.png", upload.name)
-  if not named or int(named[1]) > _LARGEST_SEED:
-    return None
-  person = draw_identity(int(named[1]))
-  with Image.open(upload.path) as image:
-    if image.size != (PICTURE_SIDE, PICTURE_SIDE):
-      return None
-    drawn = np.array_equal(np.asarray(image), render(person, _REST, PICTURE_SIDE)[0])
-  return face_box(person, _REST, PICTURE_SIDE) if drawn else None
+  """The face box (x, y, w, h) that `draw_portrait` wrote into its picture; None for any other picture."""
+  with contextlib.suppress(Exception), Image.open(upload.path) as image:
+    return check_box(json.loads(image.info[_FACE]), *image.size)
 
 
 def draw_speech(text: str, seed: int, folder: pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,6 @@
 """The queue of generations: the device makes one at a time; any number of pages watch and cancel them."""
 
-import collections
+import concurrent.futures
 import dataclasses
 import gc
 import itertools
@@ -30,20 +30,27 @@ class Cancelled(Exception):
   """The visitor has cancelled the generation."""
 
 
+@dataclasses.dataclass(eq=False)
 class Generation:
   """One video in the queue: its state, its stage with how much of it is done, its newest frame, its result."""
 
-  def __init__(self, visitor: str, request: Request):
-    self.id = secrets.token_hex(16)
-    self.visitor, self.request = visitor, request
-    self.state, self.stage, self.done, self.total = WAITING, "", 0, 0
-    self.begun = self.ended = self.stage_begun = None
-    self.first_step_ended = None
-    self.frame, self.frames_done = None, 0
-    self.error: str | None = None
-    self.result: Result | None = None
-    self.cancelling = threading.Event()
-    self.version = 0
+  visitor: str
+  request: Request
+  id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
+  state: str = WAITING
+  stage: str = ""
+  done: int = 0
+  total: int = 0
+  begun: float | None = None
+  stage_begun: float | None = None
+  first_step_ended: float | None = None
+  frame: str | None = None
+  frames_done: int = 0
+  error: str | None = None
+  result: Result | None = None
+  cancelling: bool = False
+  ended: threading.Event = dataclasses.field(default_factory=threading.Event)
+  future: concurrent.futures.Future | None = None
 
   @property
   def over(self) -> bool:
@@ -76,126 +83,91 @@ class Generations:
   ):
     self._talker, self._results, self._uploads, self._estimator = talker, results, uploads, estimator
     self._max_waiting, self._command = max_waiting, command
-    self._changed = threading.Condition()
-    self._waiting: collections.deque[Generation] = collections.deque()
-    self._known: collections.OrderedDict[str, Generation] = collections.OrderedDict()
-    self._running: Generation | None = None
-    self._closed = False
-    self._thread = threading.Thread(target=self._work, name="generations", daemon=True)
-    self._thread.start()
+    self._lock = threading.Lock()
+    # In the order of their requests.
+    self._generations: dict[str, Generation] = {}
+    self._device = concurrent.futures.ThreadPoolExecutor(1, "generations")
 
   def submit(self, visitor: str, request: Request) -> Generation:
     """Appends a request to the queue; InputError where the queue is full."""
-    with self._changed:
-      if len(self._waiting) >= self._max_waiting:
-        raise InputError(f"{len(self._waiting)} videos are waiting already (--max-waiting); try again in a while")
+    with self._lock:
+      waiting = sum(other.state == WAITING for other in self._generations.values())
+      if waiting >= self._max_waiting:
+        raise InputError(f"{waiting} videos are waiting already (--max-waiting); try again in a while")
       generation = Generation(visitor, request)
       # Before the page releases them.
       self._uploads.hold(("generation", generation.id), *request.uploads)
-      self._waiting.append(generation)
-      self._known[generation.id] = generation
-      while len(self._known) > _REMEMBERED:
-        oldest = next(iter(self._known.values()))
-        if not oldest.over:
-          break
-        del self._known[oldest.id]
-      self._changed.notify_all()
+      self._generations[generation.id] = generation
+      for old in list(self._generations.values())[:-_REMEMBERED]:
+        if old.over:
+          del self._generations[old.id]
+      generation.future = self._device.submit(self._work, generation)
     return generation
 
   def get(self, visitor: str, generation: str) -> Generation | None:
     """A visitor's generation by its id; None where there is none."""
-    with self._changed:
-      known = self._known.get(generation)
-      return known if known and known.visitor == visitor else None
+    generation = self._generations.get(generation)
+    return generation if generation and generation.visitor == visitor else None
 
   def place(self, generation: Generation) -> int:
-    """Number of generations before one that waits."""
-    with self._changed:
-      before = next((i for i, waiting in enumerate(self._waiting) if waiting is generation), 0)
-      return before + (self._running is not None)
+    """Number of unfinished generations before this one."""
+    with self._lock:
+      before = itertools.takewhile(lambda other: other is not generation, self._generations.values())
+      return sum(not other.over for other in before)
 
   def cancel(self, generation: Generation):
     """Ends a generation: a waiting one at once, a running one after its current denoising step."""
-    with self._changed:
-      generation.cancelling.set()
-      if generation in self._waiting:
-        self._waiting.remove(generation)
-        self._end(generation, CANCELLED)
-      self._tell(generation)
-
-  def wait(self, generation: Generation, version: int, seconds: float) -> int:
-    """Waits until a generation differs from `version`, at most so many seconds; returns its current version."""
-    with self._changed:
-      self._changed.wait_for(lambda: generation.version != version, seconds)
-      return generation.version
+    generation.cancelling = True
+    if generation.future.cancel():
+      self._end(generation, CANCELLED)
 
   def close(self):
     """Cancels all generations."""
-    with self._changed:
-      self._closed = True
-      for generation in itertools.chain(list(self._waiting), [self._running] if self._running else []):
-        self.cancel(generation)
-      self._changed.notify_all()
+    for generation in list(self._generations.values()):
+      self.cancel(generation)
+    self._device.shutdown(wait=False)
 
-  def _work(self):
-    while True:
-      with self._changed:
-        self._changed.wait_for(lambda: self._waiting or self._closed)
-        if self._closed:
-          return
-        self._running = generation = self._waiting.popleft()
-        generation.state, generation.begun = RUNNING, time.monotonic()
-        for known in (generation, *self._waiting):
-          self._tell(known)
-      state, error = self._attempt(generation)
-      with self._changed:
-        self._running = None
-        self._end(generation, state, error)
-        for known in self._waiting:
-          self._tell(known)
-
-  def _attempt(self, generation) -> tuple[str, str | None]:
+  def _work(self, generation):
+    generation.state, generation.begun = RUNNING, time.monotonic()
+    state, error = FAILED, None
     try:
       self._make(generation)
-      return DONE, None
+      state = DONE
     except Cancelled:
-      return CANCELLED, None
-    except DiceTalkError as error:
-      text = str(error)
+      state = CANCELLED
+    except DiceTalkError as failure:
+      error = str(failure)
       for upload in generation.request.uploads:
-        text = with_own_name(DiceTalkError(text), upload)
-      return FAILED, text
-    except Exception as error:
-      if out_of_memory(error):
-        return FAILED, "The device has too little memory for this; try a smaller size."
-      # For the operator: a visitor cannot act on it.
-      traceback.print_exc(file=sys.stderr)
-      return FAILED, "The server failed for a reason other than your inputs; its log has the details."
-    finally:
-      # A failure may keep device memory in a reference cycle of tracebacks.
-      gc.collect()
+        error = with_own_name(error, upload)
+    except Exception as failure:
+      if out_of_memory(failure):
+        error = "The device has too little memory for this; try a smaller size."
+      else:
+        # For the operator: a visitor cannot act on it.
+        traceback.print_exc(file=sys.stderr)
+        error = "The server failed for a reason other than your inputs; its log has the details."
+    # A failure may keep device memory in a reference cycle of tracebacks.
+    gc.collect()
+    self._end(generation, state, error)
 
   def _make(self, generation):
     request = generation.request
 
     def progress(stage, done, total):
-      if generation.cancelling.is_set():
+      if generation.cancelling:
         raise Cancelled
       now = time.monotonic()
-      with self._changed:
-        if stage != generation.stage:
-          generation.stage_begun = now
-        elif stage == "denoising" and done == 1:
-          generation.first_step_ended = now
-        if stage == "denoising" and done == total and total > 1:
-          self._learn(generation, now)
-        generation.stage, generation.done, generation.total = stage, done, total or 0
-        self._tell(generation)
+      if stage != generation.stage:
+        generation.stage_begun = now
+      elif stage == "denoising" and done == 1:
+        generation.first_step_ended = now
+      if stage == "denoising" and done == total > 1 and generation.first_step_ended is not None:
+        self._estimator.learn(request, (now - generation.first_step_ended) / (total - 1))
+      generation.stage, generation.done, generation.total = stage, done, total or 0
 
     def show(first, frames):
-      with self._changed:
-        generation.frame = thumbnail(np.rint(frames[-1] * 255).astype(np.uint8), _FRAME_SIDE)
-        generation.frames_done = first + len(frames)
+      generation.frame = thumbnail(np.rint(frames[-1] * 255).astype(np.uint8), _FRAME_SIDE)
+      generation.frames_done = first + len(frames)
 
     progress("preparing", 0, 0)
     config = request.config
@@ -217,17 +189,7 @@ class Generations:
       took=time.monotonic() - generation.begun,
     )
 
-  def _learn(self, generation, now):
-    if generation.first_step_ended is not None:
-      steps = generation.total - 1
-      self._estimator.learn(generation.request, (now - generation.first_step_ended) / steps, steps)
-
   def _end(self, generation, state, error=None):
-    generation.state, generation.error, generation.ended = state, error, time.monotonic()
-    generation.frame = None
     self._uploads.release("generation", generation.id)
-    self._tell(generation)
-
-  def _tell(self, generation):
-    generation.version += 1
-    self._changed.notify_all()
+    generation.frame, generation.error, generation.state = None, error, state
+    generation.ended.set()

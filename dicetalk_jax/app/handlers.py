@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from dicetalk_jax.app import drawn, emotions, inputs, views
 from dicetalk_jax.app.emotions import Choice
@@ -22,6 +22,15 @@ from dicetalk_jax.media.face import check_box
 
 # Seconds between two updates of a generation's clock.
 _LOOK = 0.5
+# Settings that are numbers, and their names on the page.
+_NUMBERS = {
+  "size": "size",
+  "steps": "steps",
+  "identity_scale": "identity strength",
+  "audio_scale": "speech strength",
+  "emotion_scale": "emotion strength",
+  "seed": "seed",
+}
 
 
 class FieldError(InputError):
@@ -30,6 +39,16 @@ class FieldError(InputError):
   def __init__(self, field: str, error: Exception | str):
     super().__init__(str(error))
     self.field = field
+
+
+@contextlib.contextmanager
+def _field(name: str):
+  try:
+    yield
+  except FieldError:
+    raise
+  except InputError as error:
+    raise FieldError(name, error) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +86,10 @@ class Handlers:
     results: Results,
     generations: Generations,
     estimator: Estimator,
-    defaults: GenerationConfig | None = None,
+    defaults: GenerationConfig,
   ):
-    self.defaults = defaults or GenerationConfig()
-    self.limits, self.uploads, self.results, self.generations = limits, uploads, results, generations
-    self._estimator = estimator
+    self.defaults, self.limits, self.uploads, self.results = defaults, limits, uploads, results
+    self.generations, self._estimator = generations, estimator
     self._priors = talker.weights.priors()
     self._prior_size = talker.weights.module("emotion_model").prior_dim
     self._embeds = has_embedder(talker.weights)
@@ -82,33 +100,34 @@ class Handlers:
 
   def portrait(self, upload: Upload) -> inputs.PortraitView:
     """A portrait with its faces; FieldError where it cannot be used."""
-    return _of_field("portrait", lambda: self._portraits(self._here(upload)))
+    with _field("portrait"):
+      return self._portraits(self.uploads.check(upload))
 
   def speech(self, upload: Upload) -> inputs.SpeechView:
     """A speech; FieldError where it cannot be used."""
-    return _of_field("speech", lambda: self._speeches(self._here(upload)))
+    with _field("speech"):
+      return self._speeches(self.uploads.check(upload))
 
   def face(self, upload: Upload | None) -> dict:
     """What the face editor shows of a portrait."""
     if upload is None:
       return {}
-    portrait = self.portrait(upload)
-    faces = [list(face) for face in portrait.faces]
-    size = {"width": portrait.width, "height": portrait.height}
-    return {"preview": portrait.preview, **size, "faces": faces, "box": faces[0] if faces else None}
+    view = dataclasses.asdict(self.portrait(upload))
+    return view | {"box": next(iter(view["faces"]), None)}
 
   def choice(self, form: Form) -> Choice:
     """The emotion of a form; FieldError where it is invalid."""
-    return _of_field("emotion", lambda: self._choice(form))
-
-  def check_choice(self, choice: Choice):
-    """Raises InputError for an emotion unknown to these weights and for a clip that cannot be used."""
-    if choice.clip is not None:
-      self._here(choice.clip)
-      inputs.check_clip(choice.clip, self.limits, self._prior_size, self._embeds)
-    else:
-      emotions.check_words(choice.text)
-      resolve_emotion(choice.text, self._priors, self._prior_size)
+    with _field("emotion"):
+      if form.mode == emotions.CLIP:
+        choice = emotions.of_clip(form.clip)
+      elif form.mode == emotions.MIX:
+        choice = emotions.of_mix(dict(zip(self.labels, form.mix, strict=False)))
+      elif form.mode == emotions.TIMELINE:
+        choice = emotions.of_timeline(_keyframes(form.timeline))
+      else:
+        choice = emotions.of_label(form.label, form.strength)
+      self._check_choice(choice)
+      return choice
 
   def plot(self, form: Form, choice: Choice | None) -> dict:
     """The data of the plot of the emotion over the speech."""
@@ -117,9 +136,9 @@ class Handlers:
       with contextlib.suppress(FieldError):
         speech = self.speech(form.speech)
     editable = form.mode == emotions.TIMELINE
-    keyframes = [dataclasses.asdict(keyframe) for keyframe in (choice.keyframes if choice else ())]
+    keyframes = choice.keyframes if choice else ()
     if editable:
-      keyframes = _kept_keyframes(form.timeline) or self._first_keyframes(speech)
+      keyframes = _keyframes(form.timeline) or self._first_keyframes(speech)
     return {
       "seconds": speech.seconds if speech else 0,
       "peaks": speech.peaks if speech else [],
@@ -127,42 +146,33 @@ class Handlers:
       "colours": emotions.colours(self.labels),
       "editable": editable,
       "clip": choice.clip.name if choice and choice.clip else None,
-      "keyframes": keyframes,
+      "keyframes": list(keyframes),
     }
-
-  def config(self, form: Form) -> GenerationConfig:
-    """The settings of a form without the face box; FieldError where one is invalid."""
-
-    def read():
-      config = dataclasses.replace(
-        self.defaults,
-        crop=bool(form.crop),
-        size=_tidy(_filled(form.size, "size")),
-        steps=_whole(form.steps, "steps"),
-        identity_scale=_filled(form.identity_scale, "identity strength"),
-        audio_scale=_filled(form.audio_scale, "speech strength") if form.apart else None,
-        emotion_scale=_filled(form.emotion_scale, "emotion strength"),
-        interpolate=bool(form.interpolate),
-        seed=_whole(form.seed, "seed"),
-      )
-      check_config(config, self.limits)
-      return config
-
-    return _of_field("settings", read)
 
   def request(self, form: Form) -> Request:
     """The request of a form; FieldError for the first invalid field."""
     if form.portrait is None:
       raise FieldError("portrait", "give a portrait: a photograph, a picture from the camera or a drawn person")
-    portrait = self.portrait(form.portrait)
-    box = _of_field("portrait", lambda: self._box(form, portrait))
     if form.speech is None:
       raise FieldError("speech", "give speech: a sound file, a recording or a drawn sentence")
-    speech, emotion = self.speech(form.speech), self.choice(form)
-    config = dataclasses.replace(self.config(form), face_box=box)
-    size = portrait.width, portrait.height
-    request = Request(form.portrait, form.speech, emotion, config, size, speech.seconds)
-    _of_field("settings", request.check_size)
+    # The first invalid field in the order of the page.
+    self.portrait(form.portrait), self.speech(form.speech)
+    return self.request_of(form.portrait, form.speech, self.choice(form), self._config(form))
+
+  def request_of(self, portrait: Upload, speech: Upload, choice: Choice, config: GenerationConfig) -> Request:
+    """A request whose face box is the largest face unless `config` has one; FieldError for the first invalid field."""
+    view, sound = self.portrait(portrait), self.speech(speech)
+    with _field("portrait"):
+      box = config.face_box or next(iter(view.faces), None)
+      if box is None:
+        raise InputError(f"no face was found in {portrait.name}: give a box around the face, or a frontal photograph")
+      config = dataclasses.replace(config, face_box=check_box(box, view.width, view.height))
+    with _field("emotion"):
+      self._check_choice(choice)
+    with _field("settings"):
+      check_config(config, self.limits)
+      request = Request(portrait, speech, choice, config, (view.width, view.height), sound.seconds)
+      request.video_size  # noqa: B018 (raises for a size that no video can have)
     return request
 
   def expected(self, form: Form) -> str:
@@ -179,58 +189,53 @@ class Handlers:
 
   def submit(self, visitor: str, form: Form) -> Generation:
     """Queues a form's video; FieldError where a field is invalid or the queue is full."""
-    request = self.request(form)
-    return _of_field("queue", lambda: self.generations.submit(visitor, request))
+    with _field("queue"):
+      return self.generations.submit(visitor, self.request(form))
 
   def watch(self, generation: Generation) -> Iterator[str]:
-    """Yields a generation's progress as HTML at each change, and regularly, until it ends."""
-    version = -1
-    while True:
-      over, shown = generation.over, views.progress(generation, self.generations.place(generation))
-      yield shown
-      if over:
-        return
-      version = self.generations.wait(generation, version, _LOOK)
+    """Yields a generation's progress as HTML, regularly until it ends."""
+    while not generation.over:
+      yield views.progress(generation, self.generations.place(generation))
+      generation.ended.wait(_LOOK)
+    yield views.progress(generation)
 
   def draw_person(self, seed: float | None) -> str:
     """The path of a drawn portrait; FieldError for a number that is no person's."""
-    return _of_field("portrait", lambda: str(drawn.draw_portrait(seed, self.uploads.new_folder())))
+    with _field("portrait"):
+      return str(drawn.draw_portrait(seed, self.uploads.new_folder()))
 
   def say(self, text: str | None, seed: float | None) -> str:
     """The path of a drawn sentence; FieldError where there is nothing to say."""
-    return _of_field("speech", lambda: str(drawn.draw_speech(text, seed, self.uploads.new_folder())))
+    with _field("speech"):
+      return str(drawn.draw_speech(text, seed, self.uploads.new_folder()))
 
-  def _here(self, upload: Upload) -> Upload:
-    return self.uploads.checked(upload.path, upload.name)
+  def _check_choice(self, choice):
+    """Raises InputError for an emotion unknown to these weights and for a clip that cannot be used."""
+    if choice.clip is not None:
+      inputs.check_clip(self.uploads.check(choice.clip), self.limits, self._prior_size, self._embeds)
+    else:
+      emotions.check_words(choice.text)
+      resolve_emotion(choice.text, self._priors, self._prior_size)
+
+  def _config(self, form) -> GenerationConfig:
+    """The settings of a form."""
+    box = form.face.get("box") if isinstance(form.face, Mapping) else None
+    values = {name: getattr(form, name) for name in _NUMBERS if name != "audio_scale" or form.apart}
+    with _field("settings"):
+      for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+          raise InputError(f"{_NUMBERS[name]} has no number")
+    # Whole numbers come as floats.
+    values = {name: int(value) if float(value).is_integer() else value for name, value in values.items()}
+    switches = {"crop": bool(form.crop), "interpolate": bool(form.interpolate)}
+    return dataclasses.replace(self.defaults, **{"audio_scale": None, "face_box": box} | values | switches)
 
   def _read_portrait(self, upload):
     portrait = inputs.read_portrait(upload, self.limits)
     known = drawn.known_face(upload)
     return dataclasses.replace(portrait, faces=[known]) if known else portrait
 
-  def _box(self, form, portrait):
-    box = form.face.get("box") if isinstance(form.face, Mapping) else None
-    if box is None:
-      if portrait.faces:
-        return portrait.faces[0]
-      raise InputError("no face was found: draw a box around the face, or give a frontal photograph")
-    return check_box(box, portrait.width, portrait.height)
-
-  def _choice(self, form) -> Choice:
-    if form.mode == emotions.CLIP:
-      choice = emotions.of_clip(form.clip)
-    elif form.mode == emotions.MIX:
-      choice = emotions.of_mix(dict(zip(self.labels, form.mix, strict=False)))
-    elif form.mode == emotions.TIMELINE:
-      choice = emotions.of_timeline([_flat(keyframe) for keyframe in _kept_keyframes(form.timeline)])
-    else:
-      choice = emotions.of_label(form.label, form.strength)
-    self.check_choice(choice)
-    return choice
-
   def _first_keyframes(self, speech):
-    if not self.labels:
-      return []
     half = round(speech.seconds / 2, 1) if speech else 2.0
     calm = "neutral" if "neutral" in self.labels else self.labels[0]
     then = "happy" if "happy" in self.labels else self.labels[-1]
@@ -245,40 +250,6 @@ def visitor_of(memory) -> str:
   return token
 
 
-def _of_field(field, read):
-  try:
-    return read()
-  except FieldError:
-    raise
-  except InputError as error:
-    raise FieldError(field, error) from error
-
-
-def _kept_keyframes(timeline) -> list:
-  keyframes = timeline.get("keyframes") if isinstance(timeline, Mapping) and timeline.get("editable") else None
-  return keyframes if isinstance(keyframes, list) else []
-
-
-def _flat(keyframe):
-  weights = keyframe.get("weights") if isinstance(keyframe, Mapping) else None
-  if not isinstance(weights, Mapping) or len(weights) != 1:
-    raise InputError("the timeline cannot be read; set it again")
-  ((label, strength),) = weights.items()
-  return {"time": keyframe.get("time"), "label": label, "strength": strength}
-
-
-def _filled(value, name) -> float:
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise InputError(f"{name} has no number")
-  return float(value)
-
-
-def _whole(value, name) -> int:
-  value = _filled(value, name)
-  if value != int(value) or value < 0:
-    raise InputError(f"{name} must be a whole number, 0 or more; it is {value:g}")
-  return int(value)
-
-
-def _tidy(value):
-  return int(value) if value == int(value) else value
+def _keyframes(timeline) -> Sequence:
+  """The keyframes of the plot's value while it is a timeline."""
+  return timeline.get("keyframes") or () if isinstance(timeline, Mapping) and timeline.get("editable") else ()

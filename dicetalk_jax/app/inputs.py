@@ -1,9 +1,9 @@
 """A visitor's portrait, speech and clip, read by the command line's readers within the server's limits."""
 
 import base64
+import contextlib
 import dataclasses
 import io
-import math
 import warnings
 
 import av
@@ -52,12 +52,9 @@ class SpeechView:
 
 def read_portrait(upload: Upload, limits: Limits, detector: FaceDetector | None = None) -> PortraitView:
   """Reads a portrait and finds its faces, which may be none. Raises InputError where it cannot be used."""
-
-  def read():
+  with _checked(upload, "portrait", limits):
     _check_pixels(upload, limits)
-    return read_image(upload.path)
-
-  pixels = _with_own_name(upload, read)
+    pixels = read_image(upload.path)
   faces = sorted((detector or HaarDetector())(pixels), key=lambda face: -face.area)
   height, width = pixels.shape[:2]
   return PortraitView(width, height, [face.box for face in faces], thumbnail(pixels, _PREVIEW_SIDE))
@@ -65,12 +62,9 @@ def read_portrait(upload: Upload, limits: Limits, detector: FaceDetector | None 
 
 def read_speech(upload: Upload, limits: Limits) -> SpeechView:
   """Reads a sound; InputError where it cannot be used or is too long."""
-
-  def read():
+  with _checked(upload, "audio", limits):
     _check_length(upload, limits)
-    return read_audio(upload.path)
-
-  sound = _with_own_name(upload, read)
+    sound = read_audio(upload.path)
   seconds = len(sound) / SAMPLE_RATE
   _check_seconds(upload, seconds, limits)
   return SpeechView(seconds, _peaks(sound), is_silent(sound))
@@ -81,10 +75,7 @@ def check_clip(upload: Upload, limits: Limits, prior_size: int, embeds: bool):
 
   embeds: whether the weights have an emotion embedder.
   """
-
-  def check():
-    existing_file(upload.path, "clip")
-    _check_bytes(upload, limits)
+  with _checked(upload, "clip", limits):
     if not is_recording(upload.path, prior_size):
       if upload.path.suffix.lower() not in PRIORS:
         raise InputError(
@@ -95,8 +86,6 @@ def check_clip(upload: Upload, limits: Limits, prior_size: int, embeds: bool):
       raise InputError("taking an emotion from a clip needs weights with an emotion embedder; these have none")
     elif upload.path.suffix.lower() not in (*COEFFICIENTS, *PRIORS):
       _check_length(upload, limits)
-
-  _with_own_name(upload, check)
 
 
 def thumbnail(pixels: np.ndarray, side: int, quality=85) -> str:
@@ -109,91 +98,65 @@ def thumbnail(pixels: np.ndarray, side: int, quality=85) -> str:
   return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def with_own_name(error: Exception, upload: Upload) -> str:
+def with_own_name(text: str, upload: Upload) -> str:
   """An error's text as a sentence, with the visitor's name of a file instead of the server's path."""
-  text = str(error).replace(str(upload.path), upload.name)
+  text = text.replace(str(upload.path), upload.name)
   return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
-def _with_own_name(upload, read):
+@contextlib.contextmanager
+def _checked(upload, what, limits):
+  """Checks that the file can be read and is not too large; names it as its visitor does in the errors of the block."""
   try:
-    return read()
+    size = existing_file(upload.path, what).stat().st_size
+    if size > limits.upload_bytes:
+      raise InputError(
+        f"the file {upload.name} has {size / MEGA:.1f} MB; this server takes up to {limits.max_upload_mb:g} MB "
+        "(--max-upload-mb)"
+      )
+    yield
   except InputError as error:
-    raise InputError(with_own_name(error, upload)) from error
-
-
-def _check_bytes(upload, limits):
-  size = upload.path.stat().st_size
-  if size > limits.upload_bytes:
-    raise InputError(
-      f"the file {upload.name} has {size / MEGA:.1f} MB; this server takes up to {limits.max_upload_mb:g} MB "
-      "(--max-upload-mb)"
-    )
+    raise InputError(with_own_name(str(error), upload)) from error
 
 
 def _check_pixels(upload, limits):
-  existing_file(upload.path, "portrait")
-  _check_bytes(upload, limits)
-  try:
-    with warnings.catch_warnings():
-      # Only its size matters here.
-      warnings.simplefilter("ignore")
-      with Image.open(upload.path) as image:
-        width, height = image.size
-  except Image.DecompressionBombError:
-    width, height = math.inf, 1
-  except Exception:
-    return  # `read_image` reports it
+  width = height = 0
+  # `read_image` reports what Pillow cannot open.
+  with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"), Image.open(upload.path) as image:
+    width, height = image.size
   if width * height > limits.max_pixels * MEGA:
-    size = f"{width}x{height}, {width * height / MEGA:.0f} million pixels" if width < math.inf else "too many pixels"
     raise InputError(
-      f"portrait {upload.name} is {size}; this server takes up to {limits.max_pixels:g} million (--max-pixels); "
-      "make it smaller"
+      f"portrait {upload.name} is {width}x{height}, {width * height / MEGA:.0f} million pixels; this server takes up "
+      f"to {limits.max_pixels:g} million (--max-pixels); make it smaller"
     )
 
 
 def _check_seconds(upload, seconds, limits):
   if seconds > limits.max_seconds:
     raise InputError(
-      f"audio {upload.name} lasts {_minutes(seconds)}; this server takes up to {_minutes(limits.max_seconds)} "
-      "(--max-seconds); cut it shorter"
+      f"audio {upload.name} lasts {seconds:.3g} s; this server takes up to {limits.max_seconds:g} s (--max-seconds); "
+      "cut it shorter"
     )
 
 
 def _check_length(upload, limits):
-  existing_file(upload.path, "audio")
-  _check_bytes(upload, limits)
-  try:
-    # libsndfile reads as much as the header says.
-    info = soundfile.info(upload.path)
-  except soundfile.LibsndfileError:
-    _check_seconds(upload, _seconds_up_to(upload, limits.max_seconds), limits)
-  else:
-    _check_seconds(upload, info.frames / info.samplerate, limits)
-
-
-def _seconds_up_to(upload, most) -> float:
-  """Length of a sound, counted by decoding up to about `most` seconds."""
+  """Refuses a long sound before all of it is decoded."""
   seconds = 0.0
   try:
-    with open_sound(upload.path) as (container, stream):
+    # libsndfile reads as much as the header says.
+    seconds = soundfile.info(upload.path).duration
+  except soundfile.LibsndfileError:
+    # `read_audio` reports what cannot be decoded.
+    with contextlib.suppress(InputError), open_sound(upload.path) as (container, stream):
       for frame in decoded(container, stream):
         seconds += frame.samples / frame.sample_rate
-        if seconds > most:
-          return max(float(container.duration or 0) / av.time_base, seconds)
-  except InputError:
-    return 0.0  # `read_audio` reports it
-  return seconds
+        if seconds > limits.max_seconds:
+          seconds = max(float(container.duration or 0) / av.time_base, seconds)
+          break
+  _check_seconds(upload, seconds, limits)
 
 
 def _peaks(sound) -> list[float]:
   bars = np.array_split(np.abs(sound), PEAKS)
   peaks = np.array([bar.max(initial=0) for bar in bars])
   return [round(float(peak), 3) for peak in peaks / max(peaks.max(), 1e-3)]
-
-
-def _minutes(seconds) -> str:
-  if seconds < 60:
-    return f"{seconds:.3g} s"
-  whole = round(seconds)
-  return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"

@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import pathlib
+import types
 
 import gradio as gr
 
 from dicetalk_jax.app import emotions, views
 from dicetalk_jax.app.api import add_endpoints
-from dicetalk_jax.app.components import emotion_plot, face_editor, upload
 from dicetalk_jax.app.drawn import some_sentence
 from dicetalk_jax.app.handlers import FieldError, Form, Handlers, visitor_of
+from dicetalk_jax.app.uploads import Upload
 from dicetalk_jax.errors import InputError
 
 _FIELDS = ("portrait", "speech", "emotion", "settings", "queue")
@@ -36,30 +38,23 @@ def build(handlers: Handlers) -> gr.Blocks:
   return page
 
 
-class _Fields:
+def asset(name: str) -> str:
+  """The text of a file in assets/."""
+  return (pathlib.Path(__file__).parent / "assets" / name).read_text()
+
+
+# The sliders of the mix come last, because their number varies.
+_FORM = [field.name for field in dataclasses.fields(Form) if field.name != "mix"]
+
+
+def _form(values) -> Form:
+  fields = dict(zip(_FORM, values, strict=False))
+  return Form(**fields | {name: Upload.of(fields[name]) for name in _FILES}, mix=tuple(values[len(_FORM) :]))
+
+
+def _layout(handlers) -> types.SimpleNamespace:
   """The page's components by name."""
-
-  def __init__(self):
-    self.messages: dict[str, gr.HTML] = {}
-    self.mix: list[gr.Slider] = []
-
-  def inputs(self) -> list:
-    # The sliders of the mix come last, because their number varies.
-    return [*(getattr(self, name) for name in self.names()), *self.mix]
-
-  @staticmethod
-  def names() -> list[str]:
-    return [field.name for field in dataclasses.fields(Form) if field.name != "mix"]
-
-  def form(self, values) -> Form:
-    names = self.names()
-    fields = dict(zip(names, values, strict=False))
-    fields |= {name: upload(fields[name]) for name in _FILES}
-    return Form(**fields, mix=tuple(values[len(names) :]))
-
-
-def _layout(handlers) -> _Fields:
-  f = _Fields()
+  f = types.SimpleNamespace(messages={}, mix=[])
   gr.HTML('<header class="dt-head"><h1>dicetalk</h1><p>A portrait, a voice and an emotion make a video.</p></header>')
   f.memory = gr.JSON(visible="hidden")
   f.generation = gr.Textbox(visible="hidden", elem_id="generation")
@@ -88,8 +83,8 @@ def _portrait(f, handlers):
     elem_id="portrait",
     placeholder="Drop a portrait, or click to choose",
   )
-  f.face = face_editor()
-  f.messages["portrait"] = gr.HTML(elem_classes="dt-field-message", elem_id="portrait-message")
+  f.face = gr.HTML(value={}, html_template=asset("face_box.html"), js_on_load=asset("face_box.js"), elem_id="face")
+  _message(f, "portrait")
   f.another = gr.Button("Another portrait", size="sm", visible=False, elem_id="another", elem_classes="dt-another")
   with gr.Row(elem_classes="dt-line"):
     f.person = gr.Number(7, label="Drawn person", precision=0, minimum=0, min_width=90, elem_id="person")
@@ -106,7 +101,7 @@ def _speech(f, handlers):
     buttons=["download"],
     elem_id="speech",
   )
-  f.messages["speech"] = gr.HTML(elem_classes="dt-field-message", elem_id="speech-message")
+  _message(f, "speech")
   with gr.Row(elem_classes="dt-line"):
     f.sentence = gr.Textbox(
       some_sentence(0), label="Drawn sentence", lines=2, min_width=180, scale=3, elem_id="sentence"
@@ -130,9 +125,12 @@ def _emotion(f, handlers):
     f.clip = gr.File(
       label="Clip with the emotion: video, sound, coefficients or prior file", height=120, elem_id="clip"
     )
-  f.timeline = emotion_plot(handlers.plot(Form(label=first), handlers.choice(Form(label=first)) if first else None))
+  plot = handlers.plot(Form(label=first), handlers.choice(Form(label=first)) if first else None)
+  f.timeline = gr.HTML(
+    value=plot, html_template=asset("timeline.html"), js_on_load=asset("timeline.js"), elem_id="plot"
+  )
   f.text = gr.HTML(elem_id="emotion-text")
-  f.messages["emotion"] = gr.HTML(elem_classes="dt-field-message", elem_id="emotion-message")
+  _message(f, "emotion")
 
 
 def _settings(f, handlers):
@@ -161,7 +159,7 @@ def _settings(f, handlers):
       f.seed = gr.Number(defaults.seed, label="Seed", precision=0, minimum=0, min_width=90, elem_id="seed")
     f.interpolate = gr.Checkbox(defaults.interpolate, label="25 frames a second instead of 12.5", elem_id="interpolate")
     f.crop = gr.Checkbox(defaults.crop, label="Crop the portrait around the face", elem_id="crop")
-  f.messages["settings"] = gr.HTML(elem_classes="dt-field-message", elem_id="settings-message")
+  _message(f, "settings")
 
 
 def _video(f):
@@ -170,16 +168,21 @@ def _video(f):
   with gr.Row(elem_classes="dt-line"):
     f.generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
     f.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel", min_width=120)
-  f.messages["queue"] = gr.HTML(elem_classes="dt-field-message", elem_id="queue-message")
+  _message(f, "queue")
   f.progress = gr.HTML(elem_id="progress")
   f.newest = gr.HTML(elem_id="newest")
+
+
+def _message(f, name):
+  f.messages[name] = gr.HTML(elem_classes="dt-field-message", elem_id=f"{name}-message")
 
 
 def _title(text):
   gr.HTML(f'<h2 class="dt-title">{text}</h2>')
 
 
-def _connect(page, handlers: Handlers, f: _Fields):
+def _connect(page, handlers: Handlers, f):
+  form = [*(getattr(f, name) for name in _FORM), *f.mix]
   messages = [f.messages[name] for name in _FIELDS]
   quiet = dict(show_progress="hidden", api_visibility="private", preprocess=False)
 
@@ -188,7 +191,7 @@ def _connect(page, handlers: Handlers, f: _Fields):
 
   def take(request, field, payload):
     """The upload in a field, kept while the page shows it."""
-    file = upload(payload)
+    file = Upload.of(payload)
     handlers.uploads.hold((request.session_hash, field), *([file] if file else []))
     return file
 
@@ -241,19 +244,19 @@ def _connect(page, handlers: Handlers, f: _Fields):
 
   def feel(*values):
     """Plot, text and message of the emotion."""
-    form, choice, text = f.form(values), None, ""
-    if form.mode == emotions.TIMELINE:
-      form = dataclasses.replace(form, timeline=handlers.plot(form, None))
+    given, choice, text = _form(values), None, ""
+    if given.mode == emotions.TIMELINE:
+      given = dataclasses.replace(given, timeline=handlers.plot(given, None))
     try:
-      choice = handlers.choice(form)
+      choice = handlers.choice(given)
     except FieldError as error:
       # A missing clip is not an error yet.
-      text = "" if form.mode == emotions.CLIP and form.clip is None else str(error)
+      text = "" if given.mode == emotions.CLIP and given.clip is None else str(error)
     words = choice.text if choice else ""
-    return handlers.plot(form, choice), views.emotion_text(words), views.message(text)
+    return handlers.plot(given, choice), views.emotion_text(words), views.message(text)
 
   felt = [f.timeline, f.text, f.messages["emotion"]]
-  on(heard.then, feel, f.inputs(), felt)
+  on(heard.then, feel, form, felt)
   on(
     f.mode.change,
     lambda mode: [gr.update(visible=mode == name) for name in (emotions.LABEL, emotions.MIX, emotions.CLIP)],
@@ -261,21 +264,21 @@ def _connect(page, handlers: Handlers, f: _Fields):
     [f.by_label, f.by_mix, f.by_clip],
   )
   for trigger in (f.mode.change, f.label.change, f.strength.change, *(slider.change for slider in f.mix)):
-    on(trigger, feel, f.inputs(), felt, trigger_mode="always_last")
-  on(f.timeline.edited, lambda *values: feel(*values)[1:], f.inputs(), felt[1:], trigger_mode="always_last")
+    on(trigger, feel, form, felt, trigger_mode="always_last")
+  on(f.timeline.edited, lambda *values: feel(*values)[1:], form, felt[1:], trigger_mode="always_last")
 
   def take_clip(payload, request: gr.Request):
     take(request, "clip", payload)
 
-  on(on(f.clip.change, take_clip, f.clip).then, feel, f.inputs(), felt)
+  on(on(f.clip.change, take_clip, f.clip).then, feel, form, felt)
   on(f.apart.change, lambda apart: gr.update(visible=apart), f.apart, f.audio_scale)
 
   def expect(*values):
-    return handlers.expected(f.form(values))
+    return handlers.expected(_form(values))
 
   changes = [f.apart, f.size, f.steps, f.interpolate, f.crop, f.portrait, f.speech]
   for trigger in (f.face.edited, *(field.change for field in changes)):
-    on(trigger, expect, f.inputs(), f.expected, trigger_mode="always_last")
+    on(trigger, expect, form, f.expected, trigger_mode="always_last")
 
   shown = [f.progress, f.generation, f.generate, f.cancel, f.newest, f.beside, f.forget]
 
@@ -297,7 +300,7 @@ def _connect(page, handlers: Handlers, f: _Fields):
     clear = [gr.skip() if name in ("portrait", "speech") else "" for name in _FIELDS]
     try:
       visitor = visitor_of(memory)
-      generation = handlers.submit(visitor, f.form(values))
+      generation = handlers.submit(visitor, _form(values))
     except InputError as error:
       field = getattr(error, "field", "queue")
       errors = [views.message(str(error)) if name == field else "" for name in _FIELDS]
@@ -309,14 +312,14 @@ def _connect(page, handlers: Handlers, f: _Fields):
   made = on(
     f.generate.click,
     generate,
-    [f.memory, *f.inputs()],
+    [f.memory, *form],
     [*messages, *shown],
     concurrency_limit=None,
-    js=_with_memory(len(f.inputs())),
+    js=_with_memory(len(form)),
   )
 
   # Each video measures the device's speed.
-  on(made.then, expect, f.inputs(), f.expected)
+  on(made.then, expect, form, f.expected)
 
   def cancel(memory, generation):
     with contextlib.suppress(InputError):

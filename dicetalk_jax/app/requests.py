@@ -50,10 +50,6 @@ class Request:
     stem = pathlib.PurePath(self.portrait.name).stem
     return (re.sub(r"[^A-Za-z0-9]+", "_", f"{stem}_{emotion}").strip("_")[:60] or "video") + ".mp4"
 
-  def check_size(self):
-    """Raises InputError for a size that no video can have."""
-    working_size(*self.portrait_size, self.config.size)
-
   def command(self, weights: pathlib.Path | str | None = None, defaults: GenerationConfig | None = None) -> str:
     """The `dicetalk generate` line: settings that are not its defaults, and files by their owner's names.
 
@@ -69,7 +65,7 @@ class Request:
       if isinstance(value, bool):
         words.append(f"--{option}" if value else f"--no-{option}")
       else:
-        words += [f"--{option}", *map(str, _several(value))]
+        words += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
     words += ["--out", self.file_name]
     if weights is not None:
       words += ["--weights", str(weights)]
@@ -78,18 +74,16 @@ class Request:
 
 def check_config(config: GenerationConfig, limits: Limits):
   """Raises InputError for settings beyond the server's limits."""
-  if not config.size <= limits.max_size:
-    raise InputError(f"size {config.size:g} is too large; this server takes up to {limits.max_size} (--max-size)")
-  if config.steps < 1:
-    raise InputError("there must be at least 1 step")
-  if not 0 <= config.seed < 2**32:
-    raise InputError(f"seed {config.seed} cannot be used: it must be from 0 to {2**32 - 1}")
-  if not config.steps <= limits.max_steps:
-    raise InputError(f"{config.steps} steps are too many; this server takes up to {limits.max_steps} (--max-steps)")
-
-
-def _several(value):
-  return value if isinstance(value, tuple | list) else (value,)
+  ranges = {
+    "size": (1, limits.max_size, " (--max-size)"),
+    "steps": (1, limits.max_steps, " (--max-steps)"),
+    "seed": (0, 2**32 - 1, ""),
+  }
+  for name, (least, most, option) in ranges.items():
+    value = getattr(config, name)
+    if not least <= value <= most or (name != "size" and value != int(value)):
+      whole = "" if name == "size" else "whole "
+      raise InputError(f"{name} is {value}; this server takes {whole}numbers from {least} to {most}{option}")
 
 
 def _file(upload):

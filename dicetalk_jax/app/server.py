@@ -5,9 +5,7 @@ import ipaddress
 import os
 import pathlib
 import shutil
-import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 
@@ -38,12 +36,12 @@ def check_address(host: str, port: int, auth: str | None) -> tuple[str, str] | N
 
 def serve(
   talker: DiceTalk,
-  host: str = "127.0.0.1",
-  port: int = 7860,
-  auth: str | None = None,
-  limits: Limits | None = None,
-  results: pathlib.Path | None = None,
-  defaults: GenerationConfig | None = None,
+  host: str,
+  port: int,
+  auth: str | None,
+  limits: Limits,
+  results: pathlib.Path | None,
+  defaults: GenerationConfig,
   weights: pathlib.Path | str | None = None,
   say: Callable[[str], None] = print,
 ):
@@ -53,33 +51,27 @@ def serve(
   say(address) is called when the page is ready. Raises InputError for an address that cannot be used, and
   MissingDependencyError without Gradio.
   """
-  pair, limits = check_address(host, port, auth), limits or Limits()
-  _check_free(host, port)
+  pair = check_address(host, port, auth)
   # Before Gradio is imported: no analytics, and uploads in the folder that is removed.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   with tempfile.TemporaryDirectory(prefix=f"dicetalk-app-{os.getpid()}-") as place, contextlib.ExitStack() as stack:
-    remove_abandoned(pathlib.Path(place).parent)
-    uploads_folder = pathlib.Path(place) / "uploads"
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads_folder.resolve())
+    place = pathlib.Path(place).resolve()
+    remove_abandoned(place.parent)
+    os.environ["GRADIO_TEMP_DIR"] = str(place / "uploads")
     try:
       import gradio as gr
-
-      from dicetalk_jax.app.components import asset
-      from dicetalk_jax.app.estimate import Estimator
-      from dicetalk_jax.app.generations import Generations
-      from dicetalk_jax.app.handlers import Handlers
-      from dicetalk_jax.app.page import build
-      from dicetalk_jax.app.results import Results
-      from dicetalk_jax.app.uploads import Uploads
     except ImportError as error:
-      if (error.name or "").partition(".")[0] not in ("gradio", "gradio_client"):
-        raise
       raise MissingDependencyError(
         "the page needs Gradio: install it with `pip install 'dicetalk-jax[app]'`"
       ) from error
-    uploads = Uploads(uploads_folder)
-    kept = Results(pathlib.Path(results) if results else pathlib.Path(place) / "results")
-    estimator = Estimator(talker)
+    from dicetalk_jax.app.estimate import Estimator
+    from dicetalk_jax.app.generations import Generations
+    from dicetalk_jax.app.handlers import Handlers
+    from dicetalk_jax.app.page import asset, build
+    from dicetalk_jax.app.results import Results
+    from dicetalk_jax.app.uploads import Uploads
+
+    uploads, kept, estimator = Uploads(place / "uploads"), Results(results or place / "results"), Estimator(talker)
 
     def command(request):
       return request.command(weights, talker.weights.generation)
@@ -87,7 +79,7 @@ def serve(
     generations = Generations(talker, kept, uploads, estimator, limits.max_waiting, command)
     stack.callback(generations.close)
     page = build(Handlers(talker, limits, uploads, kept, generations, estimator, defaults))
-    with _as_input_error(host, port):
+    try:
       _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -103,17 +95,25 @@ def serve(
         quiet=True,
         enable_monitoring=False,
         footer_links=["api", "settings"],
-        theme=_theme(gr),
+        # System fonts: nothing is fetched from other servers.
+        theme=gr.themes.Base(
+          primary_hue=gr.themes.colors.indigo,
+          neutral_hue=gr.themes.colors.slate,
+          font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
+          font_mono=("ui-monospace", "Menlo", "monospace"),
+        ),
         css=asset("page.css"),
         head=f"<script>window.dicetalkLimit = {{bytes: {limits.upload_bytes}}};{asset('page.js')}</script>",
       )
+    except OSError as error:
+      why = "it is in use, or not an address of this machine; try another --port"
+      raise InputError(f"{host}:{port} cannot be used: {why}") from error
     stack.callback(page.close, verbose=False)
-    ended = threading.Event()
-    stack.callback(ended.set)
-    threading.Thread(target=_sweep, args=(ended, uploads, kept), daemon=True).start()
     say(address)
     while True:
-      time.sleep(3600)
+      time.sleep(_SWEEP_SECONDS)
+      uploads.sweep()
+      kept.sweep(_RESULT_SECONDS)
 
 
 def remove_abandoned(folder: pathlib.Path):
@@ -124,53 +124,15 @@ def remove_abandoned(folder: pathlib.Path):
       shutil.rmtree(left, ignore_errors=True)
 
 
-def _check_free(host, port):
-  # Gradio reports it late.
-  with _as_input_error(host, port):
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind) as probe:
-      # As the server does: a port whose connections are still closing is free.
-      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-      probe.bind(address)
-
-
-@contextlib.contextmanager
-def _as_input_error(host, port):
-  try:
-    yield
-  except OSError as error:
-    why = "it is in use, or not an address of this machine; try another --port"
-    raise InputError(f"{host}:{port} cannot be used: {why}") from error
-
-
 def _is_running(process: int) -> bool:
   try:
     os.kill(process, 0)
-  except ProcessLookupError:
-    return False
-  except OSError:
-    return True
+  except OSError as error:
+    return not isinstance(error, ProcessLookupError)
   return True
 
 
 def _is_loopback(host: str) -> bool:
-  if host == "localhost":
-    return True
-  try:
-    return ipaddress.ip_address(host).is_loopback
-  except ValueError:
-    return False
-
-
-def _sweep(ended, uploads, results):
-  while not ended.wait(_SWEEP_SECONDS):
-    uploads.sweep()
-    results.sweep(_RESULT_SECONDS)
-
-
-def _theme(gr):
-  # System fonts: nothing is fetched from other servers.
-  sans, mono = ("system-ui", "-apple-system", "Segoe UI", "sans-serif"), ("ui-monospace", "Menlo", "monospace")
-  return gr.themes.Base(
-    primary_hue=gr.themes.colors.indigo, neutral_hue=gr.themes.colors.slate, font=sans, font_mono=mono
-  )
+  with contextlib.suppress(ValueError):
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+  return False

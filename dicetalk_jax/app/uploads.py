@@ -1,14 +1,13 @@
 """Visitors' uploads: each is kept while a page shows it or a generation needs it, then removed."""
 
-import collections
 import contextlib
 import dataclasses
 import pathlib
 import secrets
-import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 
 from dicetalk_jax.errors import InputError
 
@@ -23,6 +22,18 @@ class Upload:
   path: pathlib.Path
   name: str
 
+  @classmethod
+  def of(cls, payload) -> "Upload | None":
+    """The upload in an image, audio or file field, from the browser's payload; None for an empty field.
+
+    Events have `preprocess=False`, so that this package's readers decode files and report errors. Gradio still checks
+    that the path is one of its uploads.
+    """
+    if not isinstance(payload, Mapping) or not isinstance(payload.get("path"), str):
+      return None
+    path = pathlib.Path(payload["path"]).resolve()
+    return cls(path, pathlib.PurePath(payload.get("orig_name") or path).name)
+
 
 class Uploads:
   """A folder of uploads, each with its holders: pages and generations. Thread-safe.
@@ -33,15 +44,14 @@ class Uploads:
   def __init__(self, folder: pathlib.Path):
     self.folder = folder.resolve()
     self.folder.mkdir(parents=True, exist_ok=True)
-    self._holders = collections.defaultdict(set)
+    self._held: dict[tuple, set[pathlib.Path]] = {}
     self._lock = threading.Lock()
 
-  def checked(self, path, name: str | None) -> Upload:
-    """An upload by its path; InputError for a path that is not in this folder, or no longer."""
-    path = pathlib.Path(path).resolve()
-    if not path.is_relative_to(self.folder) or not path.is_file():
+  def check(self, upload: Upload) -> Upload:
+    """The upload; InputError for a path that is not in this folder, or no longer."""
+    if not upload.path.resolve().is_relative_to(self.folder) or not upload.path.is_file():
       raise InputError("this file is no longer on the server; give it again")
-    return Upload(path, pathlib.PurePath(name or path.name).name)
+    return upload
 
   def new_folder(self) -> pathlib.Path:
     """A new folder for a file that is made here."""
@@ -50,59 +60,36 @@ class Uploads:
   def hold(self, holder: tuple, *uploads: Upload):
     """Makes `holder`, such as (page, field), hold these uploads instead of its earlier ones."""
     with self._lock:
-      wanted = {upload.path for upload in uploads}
-      left = [path for path, holders in self._holders.items() if holder in holders and path not in wanted]
-      for path in wanted:
-        self._holders[path].add(holder)
-      for path in left:
-        self._leave(path, holder)
+      before = self._held.get(holder, set())
+      self._held[holder] = {upload.path for upload in uploads}
+      self._remove_unheld(before)
 
   @contextlib.contextmanager
-  def borrowed(self):
-    """A function like `checked` whose uploads are held until the context ends."""
-    holder, taken = ("call", secrets.token_hex(8)), []
-
-    def take(path, name):
-      taken.append(self.checked(path, name))
-      self.hold(holder, *taken)
-      return taken[-1]
-
+  def held(self, *uploads: Upload):
+    """Holds uploads until the block ends."""
+    holder = ("call", secrets.token_hex(8))
+    self.hold(holder, *map(self.check, uploads))
     try:
-      yield take
+      yield
     finally:
       self.release(*holder)
 
   def release(self, *start):
     """Releases the uploads of all holders that begin with `start`."""
     with self._lock:
-      for path, holders in list(self._holders.items()):
-        for holder in [holder for holder in holders if holder[: len(start)] == start]:
-          self._leave(path, holder)
+      holders = [holder for holder in self._held if holder[: len(start)] == start]
+      self._remove_unheld(set().union(*map(self._held.pop, holders)))
 
   def sweep(self, now: float | None = None):
     """Removes old files that nobody holds."""
-    now = time.time() if now is None else now
+    oldest = (time.time() if now is None else now) - _UNTAKEN_SECONDS
     with self._lock:
-      for path in list(self.folder.rglob("*")):
-        if path.is_file() and path not in self._holders and now - path.stat().st_mtime > _UNTAKEN_SECONDS:
-          _remove(path)
+      files = [path for path in self.folder.rglob("*") if path.is_file()]
+      self._remove_unheld({path for path in files if path.stat().st_mtime < oldest})
 
-  def clear(self):
-    """Removes the folder with all that is in it."""
-    with self._lock:
-      self._holders.clear()
-      shutil.rmtree(self.folder, ignore_errors=True)
-
-  def _leave(self, path, holder):
-    holders = self._holders[path]
-    holders.discard(holder)
-    if not holders:
-      del self._holders[path]
-      _remove(path)
-
-
-def _remove(path: pathlib.Path):
-  path.unlink(missing_ok=True)
-  # Each upload came in a folder of its own.
-  if not any(path.parent.iterdir()):
-    path.parent.rmdir()
+  def _remove_unheld(self, paths):
+    for path in paths.difference(*self._held.values()):
+      path.unlink(missing_ok=True)
+      # Each upload came in a folder of its own.
+      with contextlib.suppress(OSError):
+        path.parent.rmdir()

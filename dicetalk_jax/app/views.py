@@ -78,7 +78,7 @@ def progress(generation: Generation | None, before: int = 0, now: float | None =
     if left is not None:
       detail += f" · {duration(left)} left"
     detail += f" · {duration(now - generation.begun)} so far" if now - generation.begun >= 1 else ""
-  if generation.cancelling.is_set() and generation.state == RUNNING:
+  if generation.cancelling and generation.state == RUNNING:
     line = "Cancelling after this step"
   value = "" if share is None else f' value="{share:.4f}"'
   frame = ""

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import shlex
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -79,32 +80,30 @@ def ask(queue):
   return submit
 
 
-def until(queue, generation, *states):
-  version = -1
+def until(generation, *states):
   for _ in range(2000):
     if generation.state in states:
       return
-    version = queue.wait(generation, version, 0.05)
+    time.sleep(0.01)
   raise AssertionError(f"{generation.state} is none of {states}")
 
 
-def until_step(queue, generation, done):
-  version = -1
+def until_step(generation, done):
   while generation.stage != "denoising" or generation.done < done:
-    version = queue.wait(generation, version, 0.05)
+    time.sleep(0.01)
 
 
 def test_cancelled_within_one_step(queue, talker, ask):
   generation = ask(steps=50)
   for _ in range(3):
     talker.let.release()
-  until_step(queue, generation, 3)
+  until_step(generation, 3)
   queue.cancel(generation)
   assert generation.state == RUNNING
   assert "Cancelling after this step" in views.progress(generation)
   for _ in range(10):
     talker.let.release()
-  until(queue, generation, CANCELLED)
+  until(generation, CANCELLED)
   assert talker.steps_done == 4
   assert "Cancelled" in views.progress(generation)
   assert not [path for path in queue.uploads.folder.rglob("*") if path.is_file()]
@@ -112,18 +111,18 @@ def test_cancelled_within_one_step(queue, talker, ask):
 
 def test_one_at_a_time_in_order(queue, talker, ask):
   first = ask(visitor=VISITOR)
-  until(queue, first, RUNNING)
+  until(first, RUNNING)
   second, third = ask(visitor=OTHER), ask(visitor=OTHER)
   assert (second.state, third.state) == (WAITING, WAITING)
   assert (queue.place(second), queue.place(third)) == (1, 2)
   with pytest.raises(InputError, match="--max-waiting"):
     ask()
   queue.cancel(second)
-  until(queue, second, CANCELLED)
+  until(second, CANCELLED)
   assert queue.place(third) == 1
   for _ in range(4):
     talker.let.release()
-  until(queue, third, DONE)
+  until(third, DONE)
   assert first.state == DONE
   assert first.result.video.stat().st_size > 0
   assert first.frames_done == 4
@@ -142,13 +141,13 @@ def test_one_at_a_time_in_order(queue, talker, ask):
 def test_what_fails_makes_room(queue, talker, ask, error, said, capsys):
   talker.error = error
   failed = ask()
-  until(queue, failed, FAILED)
+  until(failed, FAILED)
   assert said in failed.error
   assert "secret" not in views.progress(failed)
   talker.error = None
   good = ask(steps=1)
   talker.let.release()
-  until(queue, good, DONE)
+  until(good, DONE)
 
 
 def test_a_generation_is_its_visitors(queue, talker, ask):
@@ -162,7 +161,7 @@ def test_results_stay_with_their_visitor(queue, talker, ask, tmp_path):
   for _ in range(3):
     generation = ask(steps=1)
     talker.let.release()
-    until(queue, generation, DONE)
+    until(generation, DONE)
   kept = Results(tmp_path / "results", kept=2)
   assert len(kept.of(VISITOR)) == 3
   assert kept.of(VISITOR)[0] == generation.result

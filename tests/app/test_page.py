@@ -248,7 +248,7 @@ def bad_sounds(folder):
   (folder / "empty.wav").write_bytes(b"")
   soundfile.write(folder / "long.wav", np.zeros(600 * 4000), 4000)
   (folder / "text.wav").write_text("this is not a sound")
-  return {"empty.wav": "empty.wav is empty (0 bytes)", "long.wav": "up to 2 min", "text.wav": "text.wav is not a sound"}
+  return {"empty.wav": "empty.wav is empty (0 bytes)", "long.wav": "up to 120 s", "text.wav": "text.wav is not a sound"}
 
 
 def test_each_bad_input_is_a_message_beside_its_field(visit, speech, tmp_path):

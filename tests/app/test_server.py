@@ -81,7 +81,7 @@ def test_without_gradio_the_extra_is_named(capsys, monkeypatch, weights):
   for name in [name for name in sys.modules if name.partition(".")[0] == "gradio"]:
     monkeypatch.delitem(sys.modules, name)
   monkeypatch.setitem(sys.modules, "gradio", None)
-  for name in ("page", "components", "api"):
+  for name in ("page", "api"):
     monkeypatch.delitem(sys.modules, f"dicetalk_jax.app.{name}", raising=False)
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dicetalk_jax.app.server import check_address, remove_abandoned
-from dicetalk_jax.app.uploads import Uploads
+from dicetalk_jax.app.uploads import Upload, Uploads
 from dicetalk_jax.errors import InputError
 
 
@@ -18,7 +18,7 @@ def uploads(tmp_path):
 def put(uploads, name):
   path = uploads.new_folder() / name
   path.write_text(name)
-  return uploads.checked(path, name)
+  return uploads.check(Upload(path, name))
 
 
 def test_a_file_goes_when_nobody_holds_it(uploads):
@@ -40,8 +40,7 @@ def test_a_file_goes_when_nobody_holds_it(uploads):
 
 def test_a_call_holds_its_files_while_it_lasts(uploads):
   me = put(uploads, "me.png")
-  with pytest.raises(InputError, match="bad"), uploads.borrowed() as take:
-    assert take(me.path, "me.png") == me
+  with pytest.raises(InputError, match="bad"), uploads.held(me):
     assert me.path.exists()
     raise InputError("bad")
   assert not me.path.exists()
@@ -55,8 +54,6 @@ def test_what_nobody_took_is_swept(uploads):
   uploads.sweep(now=time.time() + 3600)
   assert not left.path.exists()
   assert taken.path.exists()
-  uploads.clear()
-  assert not uploads.folder.exists()
 
 
 def test_only_uploads_are_uploads(uploads, tmp_path):
@@ -65,9 +62,8 @@ def test_only_uploads_are_uploads(uploads, tmp_path):
   (uploads.folder / "link.png").symlink_to(outside)
   for path in (outside, uploads.folder / "../secret.png", uploads.folder / "link.png", uploads.folder / "none.png"):
     with pytest.raises(InputError, match="no longer on the server"):
-      uploads.checked(path, "me.png")
-  inside = put(uploads, "a.png")
-  assert uploads.checked(inside.path, "../../b.png").name == "b.png"
+      uploads.check(Upload(path, "me.png"))
+  assert Upload.of({"path": "/x/a.png", "orig_name": "../../b.png"}).name == "b.png"
 
 
 def test_what_a_killed_server_left_is_removed(tmp_path):
