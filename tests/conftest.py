@@ -1,6 +1,7 @@
 """Golden outputs and stand-in weights, as tests/golden/README.md describes them."""
 
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -30,6 +31,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Tracing allocates many objects and few cycles: with the default thresholds, garbage collection slows it down.
+gc.set_threshold(50_000, 20, 50)
 
 
 def draw(name, shape):

@@ -12,7 +12,9 @@ from conftest import config_json, manifest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dicetalk_jax.diffusion import guidance
-from dicetalk_jax.inference.denoising import Constants, denoise_windows
+from dicetalk_jax.diffusion.conditioning import Conditions
+from dicetalk_jax.diffusion.samplers import euler
+from dicetalk_jax.inference.denoising import denoise_windows
 from dicetalk_jax.weights.networks import build, network_shapes
 from dicetalk_jax.weights.release.names import plan
 from dicetalk_jax.weights.release.tables import UNET
@@ -50,23 +52,21 @@ def test_the_unet_has_the_published_number_of_parameters():
   assert 1.625e9 < parameters("unet") < 1.635e9
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_guided_step_of_a_video(dtype):
+def test_a_guided_step_of_a_video():
   """Three branches, 25 frames, 512×512: the compiled unit of `dicetalk generate`, adapters, pose and mask included."""
-  unet, params = build("unet", CONFIGS["unet"], dtype), network_shapes("unet", CONFIGS["unet"])
+  unet, params = build("unet", CONFIGS["unet"], jnp.bfloat16), network_shapes("unet", CONFIGS["unet"])
   d = unet.cross_attention_dim
-  constants = Constants(
-    image_latents=shaped(LATENT, LATENT, 4),
-    image_token=shaped(1, d),
-    audio=shaped(32, d),
-    emotion=shaped(32, d),
+  constants = Conditions(
+    image_latents=shaped(1, LATENT, LATENT, 4),
+    image_tokens=shaped(1, 1, d),
+    adapter_tokens=(shaped(1, 1, 32, d),) * 2,
     pose_features=shaped(1, 1, LATENT, LATENT, 320),
     face_mask=shaped(1, SIDE, SIDE),
   )
-  tokens = shaped(1, FRAMES, 32, d)
-  step = functools.partial(denoise_windows, unet, guidance.branches())
-  x = shaped(1, FRAMES, LATENT, LATENT, 4)
-  out = jax.eval_shape(step, params, x, tokens, tokens, constants, shaped(), shaped(), shaped(2))
+  plan = guidance.plan(3.0, (None, 6.0))
+  step = functools.partial(denoise_windows, unet, plan.branches, euler)
+  x, scales = shaped(1, FRAMES, LATENT, LATENT, 4), shaped(len(plan.scales))
+  out, _ = jax.eval_shape(step, params, x, (shaped(1, FRAMES, 32, d),) * 2, constants, shaped(2), scales)
   assert (out.shape, out.dtype) == (x.shape, jnp.float32)
 
 

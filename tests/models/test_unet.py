@@ -8,18 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import config_json, draw, golden, quick_compilation, relative_error, stand_in
+from talkers import CHANNELS, minute_unet
 
 from dicetalk_jax.models.unet import UNet, resize_bicubic
 from dicetalk_jax.weights.architectures import small_unet
+from dicetalk_jax.weights.networks import network_shapes
 from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import UNET
 
 
 @functools.cache
 def tiny_unet(seed=0):
-  unet = UNet.from_config(config_json("unet"))
-  target = jax.eval_shape(unet.init, jax.random.key(0), **unet.example_inputs())["params"]
-  return unet, {"params": to_flax(UNET, stand_in("unet_tiny", seed), target)}
+  config = config_json("unet") | {"adapter_scales": [1.0, 1.0]}
+  params = to_flax(UNET, stand_in("unet_tiny", seed), network_shapes("unet", config))
+  return UNet.from_config(config), {"params": params}
 
 
 def golden_inputs():
@@ -63,12 +65,29 @@ def test_reproduces_the_released_network_block_by_block():
   assert relative_error(to_golden(out), expected["out"]) <= 2e-5
 
 
-def test_zero_tokens_without_pose_features():
-  unet, params = tiny_unet()
-  inputs = golden_inputs() | {"pose_features": None}
+def test_zero_tokens_and_zero_pose_features():
+  _, params = tiny_unet()
+  inputs = golden_inputs()
+  inputs["pose_features"] = np.zeros_like(inputs["pose_features"])
   inputs["adapter_tokens"] = tuple(np.zeros_like(t) for t in inputs["adapter_tokens"])
   out = compiled()(params, **inputs)
   assert relative_error(to_golden(out), golden("unet_tiny")["out_zero_tokens_no_pose"]) <= 2e-5
+
+
+def minute_inputs():
+  """The golden inputs of `minute_unet`, which has one level: its programs compile in seconds."""
+  inputs = golden_inputs() | {"pose_features": draw("pose", (2, 5, 8, 16, CHANNELS))}
+  return inputs | {"adapter_tokens": tuple(tokens[:, :, :4] for tokens in inputs["adapter_tokens"])}
+
+
+def test_no_pose_features_are_zero_pose_features():
+  unet, params = minute_unet()
+  inputs, apply = minute_inputs(), jax.jit(unet.apply)
+  zeros = np.zeros_like(inputs["pose_features"])
+  without = apply({"params": params}, **inputs | {"pose_features": None})
+  # Two programs: they differ by float32 rounding.
+  assert relative_error(without, apply({"params": params}, **inputs | {"pose_features": zeros})) <= 2e-5
+  assert relative_error(without, apply({"params": params}, **inputs)) > 1e-2
 
 
 def test_the_face_mask_confines_the_adapters_of_spatial_attention():
@@ -113,12 +132,12 @@ def test_rematerialisation_changes_no_value_and_no_gradient():
 
 
 def test_the_adapters_scale_what_their_tokens_add():
-  _, params = tiny_unet()
-  inputs = golden_inputs()
+  unet, params = minute_unet()
+  inputs = minute_inputs()
   changed = inputs | {"adapter_tokens": (inputs["adapter_tokens"][0], 3 * inputs["adapter_tokens"][1])}
-  apply = compiled(adapter_scales=(1.0, 0.0))
-  np.testing.assert_array_equal(apply(params, **inputs), apply(params, **changed))
-  assert relative_error(apply(params, **inputs), compiled()(params, **inputs)) > 1e-2
+  apply = functools.partial(jax.jit(dataclasses.replace(unet, adapter_scales=(1.0, 0.0)).apply), {"params": params})
+  np.testing.assert_array_equal(apply(**inputs), apply(**changed))
+  assert relative_error(apply(**inputs), jax.jit(unet.apply)({"params": params}, **inputs)) > 1e-2
 
 
 @pytest.mark.slow
