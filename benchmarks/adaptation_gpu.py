@@ -23,11 +23,11 @@ import jax
 from dicetalk_jax.config import load_preset
 from dicetalk_jax.data.batches.diffusion import diffusion_batches
 from dicetalk_jax.parallel.flops import peak_flops
-from dicetalk_jax.parallel.mesh import MeshConfig
+from dicetalk_jax.parallel.mesh import MeshConfig, replicated
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation import adaptation_loss, training_flops
 from dicetalk_jax.training.config import AdaptationConfig
-from dicetalk_jax.training.networks import set_up, trainable_patterns
+from dicetalk_jax.training.networks import set_up, split_trained
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.overrides import override
 from dicetalk_jax.training.state import TrainState
@@ -60,10 +60,9 @@ def random_state(setup, config, optimizer):
   leaves, tree = jax.tree.flatten(setup.shapes)
   keys = jax.random.split(jax.random.key(0, impl="rbg"), len(leaves))
   params = tree.unflatten(draw(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True))
-  ema = config.optimizer.ema_decay > 0
-  return TrainState.create(
-    params, optimizer, jax.random.key(1), trainable_patterns(config), ema=ema, frozen_dtype=setup.dtype
-  )
+  trained, frozen = split_trained(setup, config, params)
+  state = TrainState.create(trained, optimizer, jax.random.key(1), ema=config.optimizer.ema_decay > 0)
+  return state.replace(frozen=jax.tree.map(lambda leaf: leaf.astype(setup.dtype), frozen))
 
 
 def measured(options, folder, batch):
@@ -74,7 +73,7 @@ def measured(options, folder, batch):
   placement = Placement.alone()
   with diffusion_batches(config.emotional, config=config.batches) as batches:
     # Placed as the step leaves it, so that the second step does not compile again.
-    state = jax.device_put(random_state(setup, config, optimizer), placement.replicated)
+    state = jax.device_put(random_state(setup, config, optimizer), replicated(placement.mesh))
     step = make_step(
       adaptation_loss(setup, config.objective),
       optimizer,

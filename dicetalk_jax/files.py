@@ -248,7 +248,7 @@ def new_folder(target: str | os.PathLike, needed: int = 0, hosts=OneHost) -> Ite
     if interrupted.is_set():
       raise KeyboardInterrupt
   except Exception as error:
-    if reason := _write_failure(error):
+    if reason := write_failure(error):
       raise OutputError(f"{target} could not be written: {reason}. Nothing was left there.") from error
     raise
 
@@ -259,7 +259,7 @@ def stop_if_interrupted() -> None:
     raise KeyboardInterrupt
 
 
-def _write_failure(error: BaseException | None) -> str | None:
+def write_failure(error: BaseException | None) -> str | None:
   """The operating system's words where `error`, or what caused it, is a failure to write."""
   while error is not None and not isinstance(error, DiceTalkError):
     if isinstance(error, OSError) and error.errno is not None:

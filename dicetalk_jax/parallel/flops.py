@@ -6,11 +6,10 @@ import functools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 from jax.extend import core as jex
 
 from dicetalk_jax.models.cpu import MATERIALISED
@@ -84,18 +83,8 @@ def _count(jaxpr, prefix, times, groups):
     if flops := _flops(equation):
       groups[_group(where)] += times * flops
     repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-    for inner in programs_within(equation.params):
+    for inner in jex.jaxprs_in_params(equation.params):
       _count(inner, where, times * repeats, groups)
-
-
-def programs_within(params: Mapping) -> Iterator:
-  """The jaxprs nested in the parameters of an equation."""
-  for value in params.values():
-    for item in value if isinstance(value, tuple | list) else (value,):
-      if isinstance(item, jex.ClosedJaxpr):
-        yield item.jaxpr
-      elif isinstance(item, jex.Jaxpr):
-        yield item
 
 
 def _flops(equation) -> float:
@@ -125,15 +114,11 @@ def peak_flops(dtype=jnp.bfloat16) -> float:
 
   For other devices, such as a CPU, it is the measured rate of a large matrix product in `dtype`.
   """
-  devices = jax.local_devices()
-  kind = devices[0].device_kind
-  if devices[0].platform != "cpu":
-    known = next((peak for name, peak in _PEAKS if name.lower() in kind.lower()), None)
-    if known:
-      return known * len(devices)
-  # Simulated CPU devices share the cores.
-  count = 1 if devices[0].platform == "cpu" else len(devices)
-  return count * _measured_peak(jnp.dtype(dtype).name)
+  first = jax.local_devices()[0]
+  if first.platform == "cpu":
+    return _measured_peak(jnp.dtype(dtype).name)  # simulated devices share the cores
+  known = (peak for name, peak in _PEAKS if name.lower() in first.device_kind.lower())
+  return jax.local_device_count() * (next(known, None) or _measured_peak(jnp.dtype(dtype).name))
 
 
 @functools.cache
@@ -156,4 +141,4 @@ def size(tree) -> int:
 
 def count(tree) -> int:
   """Number of values in a tree of arrays or shapes."""
-  return sum(math.prod(leaf.shape) for leaf in flatten_dict(tree, sep="/").values())
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -13,6 +13,7 @@ otherwise. They abort (exit code 134) with a message that names the process. CPU
 """
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from dicetalk_jax.errors import InputError
 
@@ -35,39 +37,41 @@ def connect() -> None:
   `jax.devices()` are then those of all processes. Ends the process with a message if they do not all connect within the
   timeout. Raises InputError for an environment that is contradictory.
   """
-  arguments = _from_environment(os.environ)
+  arguments = _arguments()
   if arguments is None or _connected.is_set():
     return
-  wait, heartbeat = (_seconds(name, default) for name, default in (("CONNECT", 300), ("HEARTBEAT", 100)))
+  wait, heartbeat = _number("DICETALK_CONNECT_TIMEOUT", 300), _number("DICETALK_HEARTBEAT_TIMEOUT", 100)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  with _deadline(wait, arguments):
-    try:
-      jax.distributed.initialize(**arguments, initialization_timeout=2 * wait + 60, heartbeat_timeout_seconds=heartbeat)
-    except (RuntimeError, ValueError, TypeError) as error:
-      reason = str(error).strip().splitlines()[0].rstrip(".")
-      raise InputError(
-        f"the processes of this run could not connect ({reason}); set {', '.join(_EXPLICIT)} for each, or unset "
-        "DICETALK_HOSTS to run one process"
-      ) from error
+  timer = threading.Timer(wait, _end_late, (wait,))
+  timer.daemon = True
+  timer.start()
+  try:
+    jax.distributed.initialize(**arguments, initialization_timeout=2 * wait + 60, heartbeat_timeout_seconds=heartbeat)
+  except (RuntimeError, ValueError, TypeError) as error:
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    raise InputError(
+      f"the processes of this run could not connect ({reason}); set {', '.join(_EXPLICIT)} for each, or unset "
+      "DICETALK_HOSTS to run one process"
+    ) from error
+  finally:
+    timer.cancel()
   _connected.set()
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict | None:
-  """Arguments of `jax.distributed.initialize`; None if this process is alone."""
-  given = [name for name in _EXPLICIT if environment.get(name)]
-  if given and len(given) < len(_EXPLICIT) and set(given) != {"JAX_COORDINATOR_ADDRESS"}:
-    missing = ", ".join(name for name in _EXPLICIT if name not in given)
-    raise InputError(f"{', '.join(given)} is set without {missing}; set all three, or none")
-  if len(given) == len(_EXPLICIT):
-    address = environment["JAX_COORDINATOR_ADDRESS"]
-    count, index = (_number(name, environment[name]) for name in _EXPLICIT[1:])
+def _arguments() -> dict | None:
+  """Arguments of `jax.distributed.initialize` from the environment; None if this process is alone."""
+  environment = os.environ
+  missing = [name for name in _EXPLICIT if not environment.get(name)]
+  if missing and not {"JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} <= set(missing):
+    given = ", ".join(name for name in _EXPLICIT if name not in missing)
+    raise InputError(f"{given} is set without {', '.join(missing)}; set all three, or none")
+  if not missing:
+    address, count, index = environment[_EXPLICIT[0]], _number(_EXPLICIT[1]), _number(_EXPLICIT[2], least=0)
     if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
       raise InputError(f"JAX_COORDINATOR_ADDRESS is '{address}'; give HOST:PORT of process 0")
-    if count < 1 or not 0 <= index < count:
+    if index >= count:
       raise InputError(f"JAX_PROCESS_ID is {index} of JAX_NUM_PROCESSES {count}; processes count from 0")
-    if count == 1:
-      return None
-    return {"coordinator_address": address, "num_processes": count, "process_id": index}
+    return {"coordinator_address": address, "num_processes": count, "process_id": index} if count > 1 else None
   slurm = environment.get("SLURM_JOB_ID") and "SLURM_PROCID" in environment
   tasks = (environment.get("SLURM_STEP_NUM_TASKS") if slurm else None, environment.get("OMPI_COMM_WORLD_SIZE"))
   if any(number and number.isdigit() and int(number) > 1 for number in tasks):
@@ -78,53 +82,34 @@ def _from_environment(environment: Mapping[str, str]) -> dict | None:
   return {} if how else None
 
 
-def _number(name, text) -> int:
-  if not text.strip().isdigit():
-    raise InputError(f"{name} is '{text}'; give a whole number")
+def _number(name: str, default: int | None = None, least: int = 1) -> int:
+  text = os.environ.get(name) or str(default)
+  if not text.strip().isdigit() or int(text) < least:
+    raise InputError(f"{name} is '{text}'; give a whole number of at least {least}")
   return int(text)
 
 
-def _seconds(name, default) -> int:
-  seconds = _number(f"DICETALK_{name}_TIMEOUT", os.environ.get(f"DICETALK_{name}_TIMEOUT") or str(default))
-  if seconds < 1:
-    raise InputError(f"DICETALK_{name}_TIMEOUT is {seconds}; give at least 1 second")
-  return seconds
+def _end_late(seconds: int) -> None:
+  """Ends the process with a sentence: JAX would abort with a stack trace, and the main thread waits inside JAX."""
+  from jax._src.distributed import global_state
+
+  address, count = global_state.coordinator_address, global_state.num_processes or "all"
+  if global_state.process_id == 0:
+    problem = f"this is process 0, and not all of the {count} processes connected to {address}"
+  elif address and _listens(address):
+    problem = f"process 0 answers at {address}, but not all of the {count} processes connected to it"
+  else:
+    problem = f"nothing answers at {address}, where process 0 should be"
+  print(
+    f"error: {problem} within {seconds} s; check that every host runs the same command with a number of its own, and "
+    "reaches that address through its firewall (DICETALK_CONNECT_TIMEOUT sets the time).",
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(1)
 
 
-@contextlib.contextmanager
-def _deadline(seconds, arguments):
-  """Ends the process with a sentence if the block takes longer. JAX itself would abort with a stack trace."""
-
-  def too_late():
-    from jax._src.distributed import global_state
-
-    address = arguments.get("coordinator_address") or getattr(global_state, "coordinator_address", None)
-    count = arguments.get("num_processes") or getattr(global_state, "num_processes", None) or "all"
-    if arguments.get("process_id", getattr(global_state, "process_id", None)) == 0:
-      problem = f"this is process 0, and not all of the {count} processes connected to {address}"
-    elif address and _listens(address):
-      problem = f"process 0 answers at {address}, but not all of the {count} processes connected to it"
-    else:
-      problem = f"nothing answers at {address}, where process 0 should be"
-    print(
-      f"error: {problem} within {seconds} s; check that every host runs the same command with a number of its own, and "
-      "reaches that address through its firewall (DICETALK_CONNECT_TIMEOUT sets the time).",
-      file=sys.stderr,
-      flush=True,
-    )
-    # The main thread waits inside JAX, which nothing else ends.
-    os._exit(1)
-
-  timer = threading.Timer(seconds, too_late)
-  timer.daemon = True
-  timer.start()
-  try:
-    yield
-  finally:
-    timer.cancel()
-
-
-def _listens(address) -> bool:
+def _listens(address: str) -> bool:
   host, _, port = address.rpartition(":")
   with contextlib.suppress(OSError):
     socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
@@ -179,13 +164,14 @@ def wait_for_all(name: str) -> None:
 
 
 def check_agreement(facts: Mapping) -> None:
-  """Raises InputError on every process if one has other facts, nested mappings of JSON values, than process 0.
+  """Raises InputError on every process if one has other facts, nested dicts of JSON values, than process 0.
 
   Versions of the libraries are compared with them.
   """
   if jax.process_count() == 1:
     return
-  ours = _flat({"version": _versions(), **facts})
+  versions = {name: importlib.metadata.version(name) for name in ("dicetalk-jax", "jax", "jaxlib", "flax", "optax")}
+  ours = flatten_dict({"version": versions, **facts}, sep=".")
   first, *others = gather({name: repr(value) for name, value in ours.items()})
   for index, theirs in enumerate(others, start=1):
     for name in {**first, **theirs}:
@@ -194,15 +180,3 @@ def check_agreement(facts: Mapping) -> None:
           f"process {index} has {name} {theirs.get(name, 'none')}, and process 0 {first.get(name, 'none')}; start all "
           "processes with the same program, configuration and files"
         )
-
-
-def _versions() -> dict[str, str]:
-  import importlib.metadata
-
-  return {name: importlib.metadata.version(name) for name in ("dicetalk-jax", "jax", "jaxlib", "flax", "optax")}
-
-
-def _flat(tree, prefix="") -> dict:
-  if not isinstance(tree, Mapping):
-    return {prefix: tree}
-  return {name: value for key, of in tree.items() for name, value in _flat(of, f"{prefix}.{key}".strip(".")).items()}

@@ -110,11 +110,6 @@ def _arranged(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.
   return mesh_utils.create_hybrid_device_mesh(within, over_network, devices)
 
 
-def single_device_mesh(device: jax.Device | None = None) -> Mesh:
-  """A mesh of one device, by default this process's first."""
-  return make_mesh(MeshConfig(1, 1, 1), [device or jax.local_devices()[0]])
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
   """Replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
@@ -141,51 +136,32 @@ def check_batch_size(mesh: Mesh, rows: int, what: str) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _coordinates(mesh: Mesh) -> Mapping[int, tuple[int, ...]]:
-  """Process -> the parts of a batch on its devices."""
-  parts = collections.defaultdict(set)
-  for index, device in np.ndenumerate(mesh.devices):
-    parts[device.process_index].add(index[0] * mesh.shape["fsdp"] + index[1])
-  return {process: tuple(sorted(held)) for process, held in parts.items()}
-
-
-def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-  """(index, count): the share of every batch, of `count` equal ones, that this process, or `process`, reads.
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): the share of every batch, of `count` equal ones, that this process reads.
 
   Processes whose devices hold the same parts, as neighbours in `tensor` do, have the same share. Raises InputError for
   a mesh whose hosts hold parts that overlap otherwise.
   """
-  held = _coordinates(mesh)
-  process = jax.process_index() if process is None else process
-  shares = sorted(set(held.values()))
+  held = collections.defaultdict(set)
+  for (data, fsdp, _), device in np.ndenumerate(mesh.devices):
+    held[device.process_index].add((data, fsdp))
+  shares = sorted({tuple(sorted(parts)) for parts in held.values()})
   if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != batch_parts(mesh):
     raise InputError(
       "the hosts of this mesh hold parts of a batch that overlap; tensor, or fsdp x tensor, must divide the devices of "
       "a host or be a multiple of them"
     )
-  if process not in held:
-    raise InputError(f"process {process} has no device in this mesh")
-  return shares.index(held[process]), len(shares)
+  return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], leading: int = 0) -> dict[str, jax.Array]:
   """Makes global arrays on the mesh, split by rows, from this process's rows, after `leading` other axes."""
-  sharding = batch_sharding(mesh, leading)
-  _, count = batch_share(mesh)
-  held = _coordinates(mesh)[jax.process_index()]
+  sharding, (_, count) = batch_sharding(mesh, leading), batch_share(mesh)
 
   def place(array):
-    array = np.asarray(array)
-    rows = array.shape[leading]
-    shape = (*array.shape[:leading], rows * count, *array.shape[leading + 1 :])
-    size = shape[leading] // batch_parts(mesh)
-
-    def part(index):
-      # The part's start in the whole array gives its place among this process's parts.
-      first = held.index((index[leading].start or 0) // size) * size
-      return array[(*[slice(None)] * leading, slice(first, first + size))]
-
-    return jax.make_array_from_callback(shape, sharding, part)
+    shape = list(np.shape(array))
+    shape[leading] *= count
+    return jax.make_array_from_process_local_data(sharding, np.asarray(array), tuple(shape))
 
   return {name: place(array) for name, array in batch.items()}
 

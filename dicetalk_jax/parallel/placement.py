@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from dicetalk_jax.parallel.mesh import (
   MeshConfig,
@@ -14,8 +14,6 @@ from dicetalk_jax.parallel.mesh import (
   check_batch_size,
   make_mesh,
   place_batch,
-  replicated,
-  single_device_mesh,
 )
 from dicetalk_jax.parallel.rules import Rule, check_rules, path_name, shardings, shardings_like
 
@@ -37,17 +35,13 @@ class Placement:
   @classmethod
   def alone(cls) -> "Placement":
     """On this process's first device."""
-    return cls(single_device_mesh())
+    return cls(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]))
 
   @functools.cached_property
   def share(self) -> dict[str, int]:
     """This process's share of every batch, as arguments of the batch functions."""
     index, count = batch_share(self.mesh)
     return {"process_index": index, "process_count": count}
-
-  @property
-  def replicated(self) -> NamedSharding:
-    return replicated(self.mesh)
 
   def place(self, batch: Mapping, leading: int = 0) -> dict[str, jax.Array]:
     """Makes global arrays from this process's rows: `mesh.place_batch`."""
@@ -59,10 +53,8 @@ class Placement:
 
   def check(self, shapes: Any) -> None:
     """Raises InputError for rules that cannot apply to `shapes`, all parameters of the run."""
-    check_rules(
-      self.rules,
-      {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]},
-    )
+    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    check_rules(self.rules, {path_name(path): leaf.shape for path, leaf in leaves})
 
   def state(self, create: Callable[..., Any], *inputs, params: Any) -> tuple[Any, Any]:
     """Compiles and calls create(*inputs), each leaf directly on its devices; returns (state, its shardings).

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dicetalk_jax.files import readable_size
-from dicetalk_jax.parallel.flops import Flops, count, count_flops, peak_flops, size
+from dicetalk_jax.parallel.flops import Flops, count, peak_flops, size
+from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.planning.outline import make_outline
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 
@@ -86,11 +87,9 @@ def training_costs(config: AdaptationConfig | EmbedderConfig, compiled: bool = F
     "batch": optimizer.accumulate * size(outline.batch),
   }
   if compiled:
-    _, temporaries = outline.compiled_memory()
+    _, temporaries = outline.compiled_memory(Placement.alone())
     # The temporaries of a compiled step include its gradients.
     memory["activations and other temporaries"] = max(0, temporaries - memory["gradients"])
-  gradient, inputs = outline.with_remat(False).gradient()
-  flops = Flops({name: optimizer.accumulate * part for name, part in count_flops(gradient, *inputs).groups.items()})
-  dtype = outline.setup.dtype if outline.setup else jnp.float32
-  rows = optimizer.accumulate * outline.rows
-  return Costs(parameters, memory, flops, config.loop.steps, rows, peak_flops(dtype), compiled)
+  peak = peak_flops(outline.setup.dtype if outline.setup else jnp.float32)
+  flops, rows = outline.with_remat(False).flops, optimizer.accumulate * outline.rows
+  return Costs(parameters, memory, flops, config.loop.steps, rows, peak, compiled)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,16 +11,17 @@ import numpy as np
 
 from dicetalk_jax.data.batches.diffusion import diffusion_batches
 from dicetalk_jax.data.batches.embedder import embedder_batches
+from dicetalk_jax.parallel.flops import Flops
 from dicetalk_jax.parallel.mesh import batch_sharding
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.parallel.rules import shardings_like
 from dicetalk_jax.training.adaptation import adaptation_loss
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 from dicetalk_jax.training.embedder import embedder_inputs, embedder_loss, embedder_model
-from dicetalk_jax.training.networks import Setup, batch_shapes, check_batch, check_trained, set_up, trainable_patterns
-from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
-from dicetalk_jax.training.state import TrainState, merge, split
-from dicetalk_jax.training.step import LossFn, make_step
+from dicetalk_jax.training.networks import Setup, batch_shapes, check_batch, set_up, split_trained
+from dicetalk_jax.training.stage import state_maker, step_of
+from dicetalk_jax.training.state import TrainState, merge
+from dicetalk_jax.training.step import LossFn, gradient_flops
 from dicetalk_jax.vocabulary import EXPRESSION_DIM
 from dicetalk_jax.weights.architectures import RELEASED
 from dicetalk_jax.weights.folder import Weights
@@ -44,60 +45,44 @@ class Outline:
   loss_fn: LossFn
   setup: Setup | None = None
 
-  def placed(self, placement: Placement | None = None) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
+  def placed(self, placement: Placement) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
     """State and batches of a step, with the shardings that training uses on a mesh.
 
     Raises InputError for mesh rules that fit no parameter.
     """
-    optimizer, accumulate = self.config.optimizer, self.config.optimizer.accumulate
-    transformation = make_optimizer(optimizer, self.config.loop.steps)
-
-    def create(params):
-      state = TrainState.create(params, transformation, jax.random.key(0), ema=optimizer.ema_decay > 0)
-      return state.replace(frozen=None)
-
-    state = jax.eval_shape(create, self.params)
-    batch, frozen, parts = self.batch, self.frozen, int(accumulate > 1)
+    accumulate, parameters = self.config.optimizer.accumulate, placement.parameters
+    placement.check(self.networks if self.setup else self.params)
+    state = jax.eval_shape(state_maker(self.config), self.params)
+    state = _at(state, shardings_like(state, self.params, parameters(self.params), placement.mesh))
+    batch, parts = self.batch, int(accumulate > 1)
     if parts:
       batch = {name: jax.ShapeDtypeStruct((accumulate, *leaf.shape), leaf.dtype) for name, leaf in batch.items()}
-    if placement is not None:
-      placement.check(self.networks if self.setup else self.params)
-      state = _at(state, shardings_like(state, self.params, placement.parameters(self.params), placement.mesh))
-      frozen = _at(frozen, placement.parameters(frozen))
-      batch = _at(batch, dict.fromkeys(batch, batch_sharding(placement.mesh, parts)))
-    return state.replace(frozen=frozen), batch
+    batch = _at(batch, dict.fromkeys(batch, batch_sharding(placement.mesh, parts)))
+    return state.replace(frozen=_at(self.frozen, parameters(self.frozen))), batch
 
-  def compiled_memory(self, placement: Placement | None = None) -> tuple[int, int]:
+  def compiled_memory(self, placement: Placement) -> tuple[int, int]:
     """Compiles the step, minutes at full size: bytes of arguments and of temporaries on a device."""
     state, batch = self.placed(placement)
-    where = jax.tree.map(lambda leaf: leaf.sharding, state.replace(frozen=None)) if placement else None
-    optimizer, steps = self.config.optimizer, self.config.loop.steps
-    step = make_step(
-      self.loss_fn,
-      make_optimizer(optimizer, steps),
-      make_schedule(optimizer, steps),
-      optimizer.ema_decay,
-      optimizer.accumulate,
-      where,
-    )
+    step = step_of(self.config, self.loss_fn, jax.tree.map(lambda leaf: leaf.sharding, state.replace(frozen=None)))
     # Nothing will run: spend no time on fast code.
     memory = step.lower(state, batch).compile({"xla_backend_optimization_level": 0}).memory_analysis()
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
-  def gradient(self) -> tuple[Callable, tuple]:
-    """The gradient of the loss with respect to what trains, and the shapes of its arguments."""
+  @property
+  def flops(self) -> Flops:
+    """FLOP of a step."""
+    groups = gradient_flops(self.loss_fn, self.params, self.frozen, self.batch).groups
+    return Flops({name: self.config.optimizer.accumulate * flops for name, flops in groups.items()})
 
-    def gradient(params, frozen, batch, key):
-      return jax.grad(lambda params: self.loss_fn(merge(params, frozen), batch, key)[0])(params)
-
-    return gradient, (self.params, self.frozen, self.batch, jax.eval_shape(lambda: jax.random.key(0)))
+  def loss(self, params, frozen, batch):
+    """() loss of a batch, for traces."""
+    return self.loss_fn(merge(params, frozen), batch, jax.random.key(0))[0]
 
   def with_remat(self, remat) -> "Outline":
     """The same step with another `remat` of the U-Net."""
     if self.setup is None:
       return self
-    modules = self.setup.modules
-    setup = dataclasses.replace(self.setup, modules=modules | {"unet": modules["unet"].clone(remat=remat)})
+    setup = self.setup.with_remat(remat)
     return dataclasses.replace(self, setup=setup, loss_fn=adaptation_loss(setup, self.config.objective))
 
 
@@ -125,8 +110,7 @@ def _adaptation(config: AdaptationConfig) -> Outline:
     check_batch(setup, example, config)
     batch = _shapes(example)
   networks = setup.shapes
-  params, frozen = split(networks, trainable_patterns(config))
-  check_trained(params, setup)
+  params, frozen = split_trained(setup, config, networks)
   frozen |= {"unet": _as(frozen["unet"], setup.dtype)} if "unet" in frozen else {}
   loss_fn = adaptation_loss(setup, config.objective)
   return Outline(config, networks, _as(params, jnp.float32), frozen, batch, config.batches.batch, loss_fn, setup)

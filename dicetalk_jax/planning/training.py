@@ -5,10 +5,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import jax.extend.core
 
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import readable_size
-from dicetalk_jax.parallel.flops import Flops, count_flops, programs_within, size
+from dicetalk_jax.parallel.flops import Flops, size
 from dicetalk_jax.parallel.mesh import MeshConfig, batch_parts, check_batch_size
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.parallel.rules import path_name
@@ -130,9 +131,7 @@ def plan_training(
   outline = make_outline(config)
   check_batch_size(placement.mesh, outline.rows, "clips")
   state, batch = outline.placed(placement)
-  gradient, inputs = outline.gradient()
   accumulate, devices = config.optimizer.accumulate, placement.mesh
-  flops = Flops({name: accumulate * part for name, part in count_flops(gradient, *inputs).groups.items()})
   memory = {
     "parameters that train": bytes_per_device(state.params),
     "parameters that do not": bytes_per_device(state.frozen),
@@ -151,19 +150,18 @@ def plan_training(
   compiled = outline.with_remat("apart" if remat else False).compiled_memory(placement) if compiled else None
   moved = _moved(state, compiled[1] if compiled else 0, devices, 2 + remat, accumulate)
   rows = accumulate * outline.rows
-  return Plan(kind, dict(devices.shape), rows, accumulate, memory, flops, efficiency, traffic, moved, compiled)
+  return Plan(kind, dict(devices.shape), rows, accumulate, memory, outline.flops, efficiency, traffic, moved, compiled)
 
 
 def _kept(outline: Outline) -> int:
   """Bytes of a clip that the forward pass keeps for the backward pass, after rematerialisation."""
 
   def left(rows):
-    def pullback(params, frozen, batch, key):
-      return jax.vjp(lambda params: outline.loss_fn(merge(params, frozen), batch, key)[0], params)[1]
+    def pullback(params, frozen, batch):
+      return jax.vjp(lambda params: outline.loss(params, frozen, batch), params)[1]
 
-    _, (params, frozen, batch, key) = outline.gradient()
-    batch = {name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
-    return size(jax.eval_shape(pullback, params, frozen, batch, key))
+    batch = {name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in outline.batch.items()}
+    return size(jax.eval_shape(pullback, outline.params, outline.frozen, batch))
 
   # The difference leaves out the parameters, which are kept once for any number of clips.
   return left(2) - left(1)
@@ -184,22 +182,19 @@ def _products(outline: Outline, params) -> Iterator[tuple[str, int, int]]:
   # The trace names modules by their path within their network.
   kernels = {name.partition("/")[2].removesuffix("/kernel"): name for name in names if name.endswith("/kernel")}
 
-  def loss(params, frozen, batch, key):
-    return outline.loss_fn(merge(params, frozen), batch, key)[0]
-
   def walk(program, prefix):
     for equation in program.eqns:
       where = f"{prefix}/{equation.source_info.name_stack}"
       if equation.primitive.name in ("dot_general", "conv_general_dilated"):
         yield where, equation
-      for inner in programs_within(equation.params):
+      for inner in jax.extend.core.jaxprs_in_params(equation.params):
         yield from walk(inner, where)
 
   def held(value):
     return math.prod(value.aval.shape) * value.aval.dtype.itemsize
 
-  _, inputs = outline.gradient()
-  for where, equation in walk(jax.make_jaxpr(loss)(*inputs).jaxpr, ""):
+  program = jax.make_jaxpr(outline.loss)(outline.params, outline.frozen, outline.batch)
+  for where, equation in walk(program.jaxpr, ""):
     parts = [part for part in where.split("/") if part not in ("", "checkpoint", "rematted_computation")]
     name = next((name for i in range(len(parts)) if (name := kernels.get("/".join(parts[i:])))), None)
     if name:

@@ -1,6 +1,5 @@
 """Stage 2: the compositional adaptation of the diffusion model to speech and emotion (§3.3, §4.1, Eq. 14-17)."""
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -14,7 +13,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dicetalk_jax.data.batches.diffusion import diffusion_batches
-from dicetalk_jax.parallel.flops import Flops, count_flops
+from dicetalk_jax.parallel.flops import Flops
 from dicetalk_jax.parallel.hosts import is_first
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.parallel.placement import Placement
@@ -24,17 +23,15 @@ from dicetalk_jax.training.loop import Outcome, Status
 from dicetalk_jax.training.networks import (
   Setup,
   check_batch,
-  check_trained,
   load_params,
   set_up,
-  trainable_patterns,
+  split_trained,
 )
 from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.samples import SampleWriter, prior_means
 from dicetalk_jax.training.stage import Stage
-from dicetalk_jax.training.state import TrainState, merge, split
-from dicetalk_jax.training.step import LossFn
-from dicetalk_jax.weights.networks import network_shapes
+from dicetalk_jax.training.state import TrainState
+from dicetalk_jax.training.step import LossFn, gradient_flops
 
 # A model that follows its conditions denoises worse with those of another clip. The validation logs by how much.
 _EXCHANGED = {
@@ -117,8 +114,7 @@ def initial_params(setup: Setup, config: AdaptationConfig, placement: Placement,
   is_new = "emotion_model" in setup.missing and "emotion_model" not in setup.replaced
   if is_new and config.conditioning == "bank" and source is not None:
     params["emotion_model"] = with_codes_of(setup, params, source)
-  trained, frozen = split(params, trainable_patterns(config))
-  check_trained(trained, setup)
+  trained, frozen = split_trained(setup, config, params)
   del params
   if "unet" in frozen:
     frozen["unet"] = jax.tree.map(lambda leaf: leaf.astype(setup.dtype), frozen["unet"])
@@ -156,8 +152,10 @@ def save_weights(
   shapes, described = setup.shapes, {}
   for name in setup.learning:
     paths = flatten_dict(shapes[name], sep="/").keys()
-    if name in setup.replaced and not _is_standard(setup, name, shapes[name]):
-      _write_custom(pathlib.Path(folder).with_name(f"{name}.safetensors"), state.averaged()[name])
+    if name in setup.replaced and not setup.is_standard(name):
+      params = flatten_dict(to_host(state.averaged()[name]), sep="/")
+      if is_first():
+        safetensors.numpy.save_file(params, pathlib.Path(folder).with_name(f"{name}.safetensors"))
       continue
     described[name] = setup.architectures[name]
     stored = set() if name in setup.missing else set(setup.weights.tensors(name).shapes)
@@ -171,20 +169,6 @@ def save_weights(
   write_result(folder, setup.weights, networks, described)
 
 
-def _is_standard(setup, name, shapes) -> bool:
-  """Whether a module of the caller has the parameters of the network's architecture."""
-  wanted = network_shapes(name, setup.architectures[name])
-  leaves = (flatten_dict(tree, sep="/") for tree in (shapes, wanted))
-  ours, theirs = ({path: leaf.shape for path, leaf in flat.items()} for flat in leaves)
-  return ours == theirs
-
-
-def _write_custom(path, params) -> None:
-  flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(to_host(params), sep="/").items()}
-  if is_first():
-    safetensors.numpy.save_file(flat, path)
-
-
 def _stored(setup, name, placement):
   """A network as the weights have it: on this host, or split over all hosts."""
   if jax.process_count() == 1:
@@ -192,19 +176,9 @@ def _stored(setup, name, placement):
   return setup.weights.load(name, sharding=lambda shapes: placement.parameters({name: shapes})[name])
 
 
-def training_flops(setup, objective_config, params, frozen, batch) -> Flops:
-  """The model's FLOP for one batch: forward, and backward to what trains, without recomputation.
-
-  params, frozen, batch: arrays or their shapes.
-  """
-  unet = setup.modules["unet"].clone(remat=False)
-  loss_fn = adaptation_loss(dataclasses.replace(setup, modules=setup.modules | {"unet": unet}), objective_config)
-
-  def step(params, frozen, batch, key):
-    return jax.grad(lambda params: loss_fn(merge(params, frozen), batch, key)[0])(params)
-
-  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, frozen, batch))
-  return count_flops(step, *shapes, jax.eval_shape(lambda: jax.random.key(0)))
+def training_flops(setup: Setup, config: ObjectiveConfig, params, frozen, batch) -> Flops:
+  """The model's FLOP for one batch: forward, and backward to what trains, without recomputation."""
+  return gradient_flops(adaptation_loss(setup.with_remat(False), config), params, frozen, batch)
 
 
 def _warn_of_windows(setup, config, warn):

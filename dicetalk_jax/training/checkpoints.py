@@ -18,9 +18,10 @@ from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from dicetalk_jax.errors import OutputError, WeightsError, out_of_memory
-from dicetalk_jax.files import free_space, readable_size
+from dicetalk_jax.files import free_space, readable_size, write_failure
 from dicetalk_jax.parallel.hosts import gather, is_first, wait_for_all
 from dicetalk_jax.parallel.mesh import to_host
+from dicetalk_jax.parallel.rules import path_name
 from dicetalk_jax.training.state import TrainState
 
 _LOGGERS = ("absl", "asyncio")
@@ -49,9 +50,6 @@ class Checkpoints:
     """Raises OutputError if the folder cannot be created."""
     self._folder, self._warn = pathlib.Path(folder).absolute(), warn
     self._saving, self._checksums = None, None
-    self._levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    for name in _LOGGERS:
-      logging.getLogger(name).setLevel(logging.CRITICAL)
     policies = ocp.training.preservation_policies
     preserved = [policies.LatestN(max(keep, 1))] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
     context = ocp.Context()
@@ -65,8 +63,11 @@ class Checkpoints:
         cleanup_tmp_directories=True,
       )
     except OSError as error:
-      self._restore_logging()
       raise OutputError(f"{self._folder} cannot hold checkpoints: {error.strerror}; choose another folder.") from error
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    self._levels = {logger: logger.level for logger in loggers}
+    for logger in loggers:
+      logger.setLevel(logging.CRITICAL)
 
   @property
   def latest(self) -> int | None:
@@ -150,7 +151,8 @@ class Checkpoints:
       if is_first():
         self._clear()
     finally:
-      self._restore_logging()
+      for logger, level in self._levels.items():
+        logger.setLevel(level)
 
   def __enter__(self):
     return self
@@ -164,7 +166,7 @@ class Checkpoints:
     if not stored or not extra:
       raise ValueError("its metadata is missing")
     where, wanted = self._folder / str(step), _stored(state)
-    _compare(where, {path: tuple(leaf.shape) for path, leaf in _leaves(stored).items()}, wanted)
+    _compare(where, stored, wanted)
     ours = self._frozen(state)
     for path in sorted(extra["frozen"].keys() | ours.keys()):
       if extra["frozen"].get(path) != ours.get(path):
@@ -219,10 +221,6 @@ class Checkpoints:
     wait_for_all("damaged checkpoints are set aside")
     self._orbax.reload()
 
-  def _restore_logging(self):
-    for name, level in self._levels.items():
-      logging.getLogger(name).setLevel(level)
-
 
 def _stored(state: TrainState) -> dict:
   """The part of a state that a checkpoint holds."""
@@ -230,27 +228,17 @@ def _stored(state: TrainState) -> dict:
   return {name: value for name in names if (value := getattr(state, name)) is not None}
 
 
-def _leaves(stored: Mapping) -> dict:
-  """{"params/a/b": leaf}, in the order of `stored`, whose values are nested containers of any kind."""
-  leaves = {}
-  for name, tree in stored.items():
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-      # Fields of named tuples are attributes here and names in what Orbax stored.
-      keys = [getattr(key, "name", getattr(key, "key", getattr(key, "idx", None))) for key in path]
-      leaves["/".join(map(str, [name, *keys]))] = leaf
-  return leaves
-
-
-def _compare(where, stored: Mapping, wanted) -> None:
+def _compare(where, stored: Mapping, wanted: Mapping) -> None:
   """Raises WeightsError with the first difference between a checkpoint's shapes and those of this run."""
-  wanted = {path: tuple(leaf.shape) for path, leaf in _leaves(wanted).items()}
-  for path in [*wanted, *(path for path in stored if path not in wanted)]:
+  stored, wanted = (
+    {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    for tree in (stored, wanted)
+  )
+  for path in {**wanted, **stored}:
     if stored.get(path) != wanted.get(path):
-      ours = f"{stored[path]}" if path in stored else "missing"
-      right = f"{wanted[path]}" if path in wanted else "none of that name"
       raise WeightsError(
-        f"{where} is of another model or optimizer: '{path}' is {ours}, wanted {right}; use the configuration that the "
-        "run started with, or another folder."
+        f"{where} is of another model or optimizer: '{path}' is {stored.get(path, 'missing')}, wanted "
+        f"{wanted.get(path, 'none of that name')}; use the configuration that the run started with, or another folder."
       )
 
 
@@ -262,9 +250,5 @@ def _checksum(leaf):
 
 def _reason(error: BaseException) -> str:
   """The operating system's message, or the first line of the error."""
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
-    if os.strerror(code) in str(error):
-      return os.strerror(code)
-  return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip(' .:')[:200]}"
+  first = (str(error).strip().splitlines() or [""])[0].rstrip(" .:")[:200]
+  return write_failure(error) or f"{type(error).__name__}: {first}"

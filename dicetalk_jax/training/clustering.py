@@ -4,6 +4,8 @@ import collections
 
 import numpy as np
 
+_TINY = np.finfo(np.float32).tiny
+
 
 def clustering_strength(embedding: np.ndarray, identity: np.ndarray, emotion: np.ndarray) -> dict[str, float]:
   """clustering_strength = d_inter / d_intra, with Euclidean distances in float64.
@@ -13,20 +15,11 @@ def clustering_strength(embedding: np.ndarray, identity: np.ndarray, emotion: np
   Both means run over people with at least two emotions, all pairs and samples alike. Rows with emotion -1 are ignored.
   Returns {} without any pair.
   """
-  inter, intra = [], []
-  for samples in _people(embedding, identity, emotion):
-    centroids = np.stack([of_emotion.mean(0) for of_emotion in samples.values()])
-    first, second = np.triu_indices(len(centroids), 1)
-    inter.append(np.linalg.norm(centroids[first] - centroids[second], axis=-1))
-    intra += [np.linalg.norm(x - c, axis=-1) for x, c in zip(samples.values(), centroids, strict=True)]
+  inter, intra = (list(distances.values()) for distances in _distances(embedding, identity, emotion))
   if not inter:
     return {}
   d_inter, d_intra = (float(np.concatenate(distances).mean()) for distances in (inter, intra))
-  return {
-    "clustering_strength": d_inter / max(d_intra, np.finfo(np.float32).tiny),
-    "d_inter": d_inter,
-    "d_intra": d_intra,
-  }
+  return {"clustering_strength": d_inter / max(d_intra, _TINY), "d_inter": d_inter, "d_intra": d_intra}
 
 
 def strength_by_emotion(embedding: np.ndarray, identity: np.ndarray, emotion: np.ndarray) -> dict[int, float]:
@@ -35,14 +28,8 @@ def strength_by_emotion(embedding: np.ndarray, identity: np.ndarray, emotion: np
   d_inter: mean distance of its centroid to those of the same person's other emotions. d_intra: mean distance of its
   samples to its centroid.
   """
-  inter, intra = collections.defaultdict(list), collections.defaultdict(list)
-  for samples in _people(embedding, identity, emotion):
-    centroids = {label: of_emotion.mean(0) for label, of_emotion in samples.items()}
-    for label, of_emotion in samples.items():
-      inter[label] += [np.linalg.norm(centroids[label] - c) for other, c in centroids.items() if other != label]
-      intra[label] += list(np.linalg.norm(of_emotion - centroids[label], axis=-1))
-  tiny = np.finfo(np.float32).tiny
-  return {int(label): float(np.mean(inter[label]) / max(np.mean(intra[label]), tiny)) for label in sorted(inter)}
+  inter, intra = _distances(embedding, identity, emotion)
+  return {int(label): float(np.mean(inter[label]) / max(np.mean(intra[label]), _TINY)) for label in sorted(inter)}
 
 
 def centroid_accuracy(
@@ -71,11 +58,17 @@ def centroid_accuracy(
   return {"emotion_accuracy": float(np.mean(right))} if right else {}
 
 
-def _people(embedding, identity, emotion):
-  """For each person with at least two emotions: emotion -> samples (k, d)."""
+def _distances(embedding, identity, emotion) -> tuple[dict, dict]:
+  """{emotion: distances} of centroids to those of the person's other emotions, and of samples to their centroid."""
   embedding = np.asarray(embedding, np.float64)
+  inter, intra = collections.defaultdict(list), collections.defaultdict(list)
   for person in np.unique(identity):
     of_person = (identity == person) & (emotion >= 0)
     emotions = np.unique(emotion[of_person])
-    if len(emotions) > 1:
-      yield {label: embedding[of_person & (emotion == label)] for label in emotions}
+    samples = [embedding[of_person & (emotion == label)] for label in emotions] if len(emotions) > 1 else []
+    centroids = [of_emotion.mean(0) for of_emotion in samples]
+    for i, of_emotion in enumerate(samples):
+      others = centroids[:i] + centroids[i + 1 :]
+      inter[emotions[i]] += [np.linalg.norm(centroids[i] - other) for other in others]
+      intra[emotions[i]] += list(np.linalg.norm(of_emotion - centroids[i], axis=-1))
+  return inter, intra

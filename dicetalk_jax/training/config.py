@@ -1,6 +1,7 @@
 """Settings of training as frozen dataclasses. Presets in configs/ fill them; `--set a.b=value` changes one."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Literal
 
@@ -8,7 +9,16 @@ from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.diffusion.losses import SIGMA_MEAN, SIGMA_STD
+from dicetalk_jax.errors import InputError
 from dicetalk_jax.parallel.mesh import MeshConfig
+
+
+def check_least(config, least: Mapping[str, float], prefix: str = "") -> None:
+  """Raises InputError for a setting below its least value, {"group.setting": least value}. None is no such value."""
+  for path, smallest in least.items():
+    value = operator.attrgetter(path)(config)
+    if value is not None and value < smallest:
+      raise InputError(f"{prefix}{path} is {value}; give a number of at least {smallest}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +37,6 @@ class OptimizerConfig:
 
   warmup_steps: int = 0
   """Updates over which the learning rate rises linearly to its peak."""
-
-  b1: float = 0.9
-  """β₁ of Adam."""
-
-  b2: float = 0.999
-  """β₂ of Adam."""
 
   weight_decay: float = 0.0
   """Decoupled weight decay (AdamW) of matrices and kernels. Biases and scales do not decay."""

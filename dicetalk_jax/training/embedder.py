@@ -17,7 +17,7 @@ from dicetalk_jax.models.emotion_embedder import EmotionEmbedder
 from dicetalk_jax.parallel.flops import count_flops
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.training.clustering import centroid_accuracy, clustering_strength
-from dicetalk_jax.training.config import EmbedderConfig
+from dicetalk_jax.training.config import EmbedderConfig, check_least
 from dicetalk_jax.training.loop import Outcome, Status
 from dicetalk_jax.training.plots import prior_plot
 from dicetalk_jax.training.result import check_sizes, write_result
@@ -191,17 +191,14 @@ def architecture(model: EmotionEmbedder) -> dict:
 
 
 def _validation(stage: Stage, model: EmotionEmbedder):
-  # `separation` is of people, whatever the groups in training.
-  held_out = stage.held_out(config=dataclasses.replace(stage.config.batches, group="person"))
-
-  def validate(state, log):
-    with held_out:
-      embedded = embed(model, state.averaged(), held_out, stage.placement.place)
+  def measure(state, held_out, log):
+    embedded = embed(model, state.averaged(), held_out, stage.placement.place)
     if plot := prior_plot("priors", embedded):
       log.summaries(int(state.step), plot)
     return separation(embedded)
 
-  return validate if held_out else None
+  # `separation` is of people, whatever the groups in training.
+  return stage.validation(measure, config=dataclasses.replace(stage.config.batches, group="person"))
 
 
 def _check(config: EmbedderConfig) -> None:
@@ -211,13 +208,9 @@ def _check(config: EmbedderConfig) -> None:
   if config.temperature <= 0:
     raise InputError(f"temperature is {config.temperature}; give a number above 0")
   model = config.model
-  for name in ("features", "num_layers", "num_fusion_layers", "num_heads", "mlp"):
-    if (value := getattr(model, name)) < 1:
-      raise InputError(f"model.{name} is {value}; give a whole number of at least 1")
+  sizes = ("features", "num_layers", "num_fusion_layers", "num_heads", "mlp")
+  check_least(model, dict.fromkeys(sizes, 1) | {"fusion_scale": 0}, "model.")
   if model.features % model.num_heads:
     raise InputError(f"model.features is {model.features}; give a multiple of model.num_heads, {model.num_heads}")
-  if not 0 <= model.dropout_rate < 1 or model.fusion_scale < 0:
-    raise InputError(
-      f"model.dropout_rate is {model.dropout_rate} and model.fusion_scale {model.fusion_scale}; give a number from 0 "
-      "up to 1, and one of at least 0"
-    )
+  if not 0 <= model.dropout_rate < 1:
+    raise InputError(f"model.dropout_rate is {model.dropout_rate}; give a number from 0 up to 1")

@@ -1,10 +1,8 @@
 """The TensorBoard log of a run, written in the calling thread: a full disk loses log entries, not the run."""
 
-import collections
 import contextlib
 import os
 import pathlib
-import struct
 import time
 from collections.abc import Callable, Mapping
 
@@ -36,7 +34,11 @@ class EventLog:
       return
     try:
       if self._writer is None:
-        self._open()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # The name has only seconds; a run that ends at once and the next would share a file.
+        self._writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{time.time_ns()}")
+        start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+        self._writer.write_event(Event(wall_time=time.time(), step=self._step, session_log=start))
       for value in summaries:
         self._writer.write_event(Event(wall_time=time.time(), step=step, summary=value))
       self._writer.flush()
@@ -47,53 +49,14 @@ class EventLog:
         self.warn(f"{self._folder}: the log could not be written ({error.strerror}); training continues without it.")
         self._warned = True
 
-  def close(self) -> None:
-    self._drop()
-
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    self.close()
-
-  def _open(self):
-    self._folder.mkdir(parents=True, exist_ok=True)
-    # The name has only seconds; a run that ends at once and the next would share a file.
-    self._writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{time.time_ns()}")
-    start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
-    self._writer.write_event(Event(wall_time=time.time(), step=self._step, session_log=start))
+    self._drop()
 
   def _drop(self):
     writer, self._writer = self._writer, None
     if writer is not None:
       with contextlib.suppress(OSError):
         writer.close()
-
-
-def read_scalars(folder: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
-  """The curves in a run's log folder, {name: [(step, value)]}. Steps of a later start replace those of an earlier one.
-
-  A truncated file of a killed run is read as far as it goes.
-  """
-  curves = collections.defaultdict(dict)
-  for path in sorted(pathlib.Path(folder).glob("events*"), key=lambda path: path.stat().st_mtime_ns):
-    for event in _events(path):
-      if event.HasField("session_log"):
-        for points in curves.values():
-          for step in [step for step in points if step >= event.step]:
-            del points[step]
-      for value in event.summary.value:
-        if value.HasField("simple_value"):
-          curves[value.tag][event.step] = value.simple_value
-  return {name: sorted(points.items()) for name, points in curves.items()}
-
-
-def _events(path: pathlib.Path):
-  """The events of one file. Each has a length (8 bytes), a checksum (4), the event and a checksum (4)."""
-  data, place = path.read_bytes(), 0
-  while place + 12 <= len(data):
-    (size,) = struct.unpack("<Q", data[place : place + 8])
-    if place + 16 + size > len(data):
-      return
-    yield Event.FromString(data[place + 12 : place + 12 + size])
-    place += 16 + size

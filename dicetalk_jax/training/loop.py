@@ -1,5 +1,6 @@
 """The training loop: steps, logs, validations, and checkpoints from which a run continues exactly."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import enum
@@ -10,31 +11,22 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dicetalk_jax.data.batches.sampling import Batches
 from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
 from dicetalk_jax.files import interrupts, lock
 from dicetalk_jax.parallel.hosts import is_first
 from dicetalk_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from dicetalk_jax.training.checkpoints import Checkpoints, show
-from dicetalk_jax.training.config import LoopConfig
+from dicetalk_jax.training.config import LoopConfig, check_least
 from dicetalk_jax.training.events import EventLog
 from dicetalk_jax.training.state import TrainState
 from dicetalk_jax.training.step import Step
-
-
-class Data(Protocol):
-  """Endless batches with a position that is a small JSON object, such as `data.batches.sampling.Batches`."""
-
-  def __next__(self) -> dict[str, np.ndarray]: ...
-
-  def get_state(self) -> Mapping: ...
-
-  def set_state(self, state: Mapping) -> None: ...
 
 
 class DivergedError(DiceTalkError):
@@ -63,19 +55,11 @@ class Work:
   flops: float = 0.0
   peak_flops: float = 0.0
 
-  def rates(self, steps_per_second: float) -> dict[str, float]:
-    rates = {"rate/steps_per_second": steps_per_second}
-    if self.frames:
-      rates["rate/frames_per_second"] = self.frames * steps_per_second
-    if self.flops and self.peak_flops:
-      rates["rate/model_flop_utilisation"] = self.flops * steps_per_second / self.peak_flops
-    return rates
-
 
 def train(
   state: TrainState,
   step_fn: Step,
-  data: Data,
+  data: Batches,
   config: LoopConfig,
   folder: str | os.PathLike,
   *,
@@ -96,7 +80,7 @@ def train(
   Args:
     state: initial state.
     step_fn: of `make_step`.
-    data: batches.
+    data: endless batches, or another iterator with `get_state` and `set_state`, of a small JSON object.
     config: steps and intervals.
     folder: run folder; gets checkpoints/, log/ (TensorBoard) and, if the run diverges, diverged_<step>.npz.
     accumulate: batches of `data` for one step.
@@ -116,6 +100,7 @@ def train(
     OutputError: if the last checkpoint cannot be written. Of an earlier one only `warn` is told.
   """
   check_loop(config)
+  report, progress = (listener or (lambda *_: None) for listener in (report, progress))
   folder = pathlib.Path(folder).expanduser()
   with contextlib.ExitStack() as stack:
     stack.enter_context(_alone(folder))
@@ -140,25 +125,21 @@ def train(
       (done, batch, metrics, request), pending = pending, None
       stop.settle(request)
       metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      if report:
-        report(done, metrics)
+      report(done, metrics)
       if done == begin + 1:
         clock.restart(done)  # the time so far was compilation
       if done % config.log_every == 0 or done == config.steps:
         log.scalars(done, {f"train/{name}": value for name, value in metrics.items()} | clock.rates(done, work))
-      if progress:
-        progress("train", done, config.steps)
+      progress("train", done, config.steps)
       if metrics["skipped_in_row"] >= config.max_skipped:
         raise DivergedError(_diverged(folder, done, batch, metrics))
 
     def advance(state, batch):
       if step > begin:
         return step_fn(state, place(batch))
-      if progress:
-        progress("compile", 0, 1)
+      progress("compile", 0, 1)
       state, metrics = _in_thread(step_fn, state, place(batch), stop=stop.signalled)
-      if progress:
-        progress("compile", 1, 1)
+      progress("compile", 1, 1)
       return state, metrics
 
     while step < config.steps and not stop.requested:
@@ -196,9 +177,8 @@ def train(
 
 def check_loop(config: LoopConfig) -> None:
   """Raises InputError for settings that cannot be used."""
-  for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep", "max_skipped", "keep_every"):
-    if (value := getattr(config, name)) is not None and value < 1:
-      raise InputError(f"loop.{name} is {value}; give a whole number of at least 1")
+  names = ("steps", "log_every", "validate_every", "checkpoint_every", "keep", "max_skipped", "keep_every")
+  check_least(config, dict.fromkeys(names, 1), "loop.")
   # Beyond 32 bits jax.random.key would silently start again at 0.
   if not 0 <= config.seed < 2**32:
     raise InputError(f"loop.seed is {config.seed}; give a whole number from 0 to {2**32 - 1}")
@@ -206,41 +186,36 @@ def check_loop(config: LoopConfig) -> None:
 
 def _in_thread(function, *inputs, stop: threading.Event):
   """Calls a function in a thread, as XLA cannot be interrupted; raises KeyboardInterrupt when `stop` is set."""
-  results, failures, done = [], [], threading.Event()
+  future = concurrent.futures.Future()
 
   def call():
     try:
-      results.append(function(*inputs))
+      future.set_result(function(*inputs))
     except BaseException as error:
-      failures.append(error)
-    done.set()
+      future.set_exception(error)
 
   threading.Thread(target=call, daemon=True).start()
-  while not done.wait(0.05):
+  while not concurrent.futures.wait([future], 0.05).done:
     if stop.is_set():
       raise KeyboardInterrupt
-  if failures:
-    raise failures[0]
-  return results[0]
+  return future.result()
 
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
   """Locks the run folder for this process, if it is the first of its hosts."""
-  if jax.process_index():
-    yield
-    return
   busy = f"another process trains in {folder}; wait until it ends, stop it, or train in another folder"
   with contextlib.ExitStack() as stack:
     try:
-      folder.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(lock(folder, busy))
+      if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock(folder, busy))
     except OSError as error:
       raise OutputError(f"{folder} cannot be a run folder: {error.strerror}; choose another one.") from error
     yield
 
 
-def _next(data: Data, accumulate: int, step: int) -> dict[str, np.ndarray]:
+def _next(data: Batches, accumulate: int, step: int) -> dict[str, np.ndarray]:
   try:
     batches = [next(data) for _ in range(accumulate)]
   except StopIteration:
@@ -306,7 +281,12 @@ class _Clock:
   def rates(self, step, work: Work) -> dict[str, float]:
     steps, seconds = step - self._step, time.perf_counter() - self._since
     self.restart(step)
-    return work.rates(steps / seconds) if steps else {}
+    if not steps:
+      return {}
+    rates = {"steps_per_second": 1.0, "frames_per_second": work.frames}
+    if work.peak_flops:
+      rates["model_flop_utilisation"] = work.flops / work.peak_flops
+    return {f"rate/{name}": of_step * steps / seconds for name, of_step in rates.items() if of_step}
 
   @contextlib.contextmanager
   def paused(self):

@@ -15,7 +15,8 @@ from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference.conditions import AUDIO, EMOTION, Condition, conditions_of
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation_loss import drops
-from dicetalk_jax.training.config import TRAINABLE, AdaptationConfig
+from dicetalk_jax.training.config import TRAINABLE, AdaptationConfig, check_least
+from dicetalk_jax.training.state import split
 from dicetalk_jax.vocabulary import DTYPES, EMOTIONS, LEVELS
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.initial import init_params, network_key
@@ -50,6 +51,15 @@ class Setup:
       name: network_shapes(name, self.architectures[name], module if name in self.replaced else None)
       for name, module in self.modules.items()
     }
+
+  def is_standard(self, name: str) -> bool:
+    """Whether a module has the parameters of the network's architecture."""
+    architecture = self.architectures[name]
+    return network_shapes(name, architecture, self.modules[name]) == network_shapes(name, architecture)
+
+  def with_remat(self, remat: bool | str) -> "Setup":
+    """The same networks with another `remat` of the U-Net."""
+    return dataclasses.replace(self, modules=self.modules | {"unet": self.modules["unet"].clone(remat=remat)})
 
   @property
   def learning(self) -> tuple[str, ...]:
@@ -134,21 +144,13 @@ def _check(config: AdaptationConfig, conditions: Sequence[Condition]) -> None:
   if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
     text = ", ".join(f"drop_{name} {share}" for name, share in shares.items())
     raise InputError(f"{text} cannot be used: they are shares of the samples, and may sum to at most 1")
-  least = {
-    "objective.emotion_weight": (objective.emotion_weight, 0),
-    "objective.sigma_std": (objective.sigma_std, 0),
-    "samples.clips": (config.samples.clips, 0),
-    "samples.generation.steps": (settings.steps, 1),
-    "samples.generation.sigma_max": (settings.sigma_max, 1),
-    "samples.generation.decode_chunk": (settings.decode_chunk, 1),
-    "validation_batches": (config.validation_batches, 1),
-  }
-  for name, (value, smallest) in least.items():
-    if value < smallest:
-      raise InputError(f"{name} is {value}; give a number of at least {smallest}")
+  zero = ("objective.emotion_weight", "objective.sigma_std", "samples.clips")
+  one = ("steps", "sigma_max", "decode_chunk")
+  check_least(config, dict.fromkeys(zero, 0) | {"validation_batches": 1})
+  check_least(settings, dict.fromkeys(one, 1), "samples.generation.")
   if not 0 < settings.sigma_min < settings.sigma_max:
     raise InputError(f"samples.generation.sigma_min is {settings.sigma_min}; give a number above 0 and below sigma_max")
-  if config.dtype is not None and config.dtype not in DTYPES:
+  if config.dtype not in (None, *DTYPES):
     raise InputError(f"dtype '{config.dtype}' is unknown; choose one of {', '.join(DTYPES)}, or none")
 
 
@@ -189,18 +191,19 @@ def _advice(name: str, folder: str) -> str:
   return f"{folder} has no {name.replace('_', ' ')}; {advice}."
 
 
-def trainable_patterns(config: AdaptationConfig) -> list[str]:
-  """The regular expressions of `config.trainable`, with names replaced by what they stand for."""
-  return [pattern for name in config.trainable for pattern in TRAINABLE.get(name, (name,))]
+def split_trained(setup: Setup, config: AdaptationConfig, params: Mapping) -> tuple[dict, dict]:
+  """`split` of {network: nested parameters} by `config.trainable`.
 
-
-def check_trained(params: Mapping, setup: Setup) -> None:
-  """InputError if what trains includes a network that is frozen in this stage, such as the emotion embedder."""
-  if frozen := [name for name in params if name not in setup.learning]:
+  Raises InputError where that matches nothing, or a network that is frozen in this stage, such as the emotion embedder.
+  """
+  patterns = [pattern for name in config.trainable for pattern in TRAINABLE.get(name, (name,))]
+  trained, frozen = split(params, patterns)
+  if wrong := [name for name in trained if name not in setup.learning]:
     raise InputError(
-      f"the {frozen[0].replace('_', ' ')} does not train in this stage, and `trainable` matches it; begin each regular "
+      f"the {wrong[0].replace('_', ' ')} does not train in this stage, and `trainable` matches it; begin each regular "
       f"expression with one of {', '.join(setup.learning)}"
     )
+  return trained, frozen
 
 
 def load_params(setup: Setup, seed: int, placement: Placement) -> dict[str, dict]:

@@ -5,7 +5,7 @@ import optax
 import optax.contrib
 
 from dicetalk_jax.errors import InputError
-from dicetalk_jax.training.config import OptimizerConfig
+from dicetalk_jax.training.config import OptimizerConfig, check_least
 
 # Root mean square of an Adam update, as a share of the learning rate (Liu et al. 2025).
 _RMS_OF_ADAM = 0.2
@@ -23,13 +23,13 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   # The last update is `steps` - 1, and has the final rate.
   rest = max(steps - warmup - 1, 1)
   schedules = {
-    "constant": lambda: optax.constant_schedule(rate),
-    "linear": lambda: optax.linear_schedule(rate, 0.0, rest),
-    "cosine": lambda: optax.cosine_decay_schedule(rate, rest),
+    "constant": optax.constant_schedule(rate),
+    "linear": optax.linear_schedule(rate, 0.0, rest),
+    "cosine": optax.cosine_decay_schedule(rate, rest),
   }
   if config.schedule not in schedules:
     raise InputError(f"optimizer.schedule is '{config.schedule}'; choose constant, cosine or linear")
-  after = schedules[config.schedule]()
+  after = schedules[config.schedule]
   if not warmup:
     return after
   # From rate / warmup, because a first update of 0 would be wasted.
@@ -44,11 +44,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
   """
   if config.clip_norm is not None and config.clip_norm <= 0:
     raise InputError(f"optimizer.clip_norm is {config.clip_norm}; give a number above 0, or none")
-  if not (0 <= config.b1 < 1 and 0 <= config.b2 < 1 and config.weight_decay >= 0):
-    raise InputError(
-      f"optimizer has b1 {config.b1}, b2 {config.b2} and weight_decay {config.weight_decay}; give b1 and b2 from 0 up "
-      "to 1, and a weight_decay of at least 0"
-    )
+  check_least(config, {"weight_decay": 0}, "optimizer.")
   if config.kind not in ("adam", "muon"):
     raise InputError(f"optimizer.kind is '{config.kind}'; choose adam or muon")
   schedule = make_schedule(config, steps)
@@ -57,15 +53,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
       schedule,
       weight_decay=config.weight_decay,
       weight_decay_mask=_matrices,
-      adam_b1=config.b1,
-      adam_b2=config.b2,
       muon_weight_dimension_numbers=_kernels,
       consistent_rms=_RMS_OF_ADAM,
     )
   elif config.weight_decay:
-    optimizer = optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=_matrices)
+    optimizer = optax.adamw(schedule, weight_decay=config.weight_decay, mask=_matrices)
   else:
-    optimizer = optax.adam(schedule, config.b1, config.b2)
+    optimizer = optax.adam(schedule)
   if config.clip_norm is not None:
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
   # The loop ends a run that does not recover, so the wrapper never gives up by itself.

@@ -4,12 +4,13 @@ tyro cannot do this: it would read `--a.b value` only, want True for true and sp
 screen.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from dicetalk_jax.errors import InputError
@@ -37,8 +38,7 @@ def override(config: Config, settings: Iterable[str]) -> Config:
 
 
 def _set(group, path: str, names: list[str], text: str):
-  name, *rest = names
-  values = dict(group) if isinstance(group, Mapping) else {f.name: getattr(group, f.name) for f in _fields(group)}
+  (name, *rest), values = names, _values(group)
   if name not in values:
     close = difflib.get_close_matches(name, values, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(values) or 'none'}"
@@ -47,24 +47,27 @@ def _set(group, path: str, names: list[str], text: str):
   value = values[name]
   if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
     if not rest:
-      inner = value if isinstance(value, Mapping) else [field.name for field in _fields(value)]
-      raise InputError(f"--set {path}: {name} is a group of settings; set one of them, {path}.{{{', '.join(inner)}}}")
+      inner = ", ".join(_values(value))
+      raise InputError(f"--set {path}: {name} is a group of settings; set one of them, {path}.{{{inner}}}")
     new = _set(value, path, rest, text)
   elif rest:
     single = ".".join(path.split(".")[: -len(rest)])
     raise InputError(f"--set {path}: {name} is a single setting and has no '{rest[0]}'; set {single}")
   else:
     # Entries of a mapping have no declared type: it is that of the value they have.
-    kind = _kind(value) if isinstance(group, Mapping) else typing.get_type_hints(type(group))[name]
+    words, read = _reader(_kind(value) if isinstance(group, Mapping) else typing.get_type_hints(type(group))[name])
     try:
-      new = _read(kind, text)
+      new = read(text)
     except (ValueError, KeyError):
-      raise InputError(f"--set {path}={text}: '{text}' cannot be used, wanted {_words(kind)}") from None
+      raise InputError(f"--set {path}={text}: '{text}' cannot be used, wanted {words}") from None
   return {**group, name: new} if isinstance(group, Mapping) else dataclasses.replace(group, **{name: new})
 
 
-def _fields(group):
-  return [field for field in dataclasses.fields(group) if field.init]
+def _values(group) -> dict:
+  """The settings of a group, by name."""
+  if isinstance(group, Mapping):
+    return dict(group)
+  return {field.name: getattr(group, field.name) for field in dataclasses.fields(group) if field.init}
 
 
 def _kind(value):
@@ -87,39 +90,32 @@ _SINGLE = {
 }
 
 
-def _options(kind: Any) -> tuple:
-  """The types of a union, None first; of any other type, itself."""
-  options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-  return tuple(sorted(options, key=lambda option: option is not types.NoneType))
-
-
-def _read(kind: Any, text: str) -> Any:
-  """`text` as a value of type `kind`; ValueError or KeyError if it is none."""
-  *others, last = _options(kind)
-  for option in others:
-    try:
-      return _read(option, text)
-    except (ValueError, KeyError):
-      continue
-  origin, arguments = typing.get_origin(last), typing.get_args(last)
-  if origin is typing.Literal:
-    return {str(choice): choice for choice in arguments}[text]
-  if origin in (tuple, list):
-    parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
-    each = arguments if origin is tuple and arguments[-1] is not Ellipsis else arguments[:1] * len(parts)
-    return origin(_read(option, part) for option, part in zip(each, parts, strict=True))
-  return _SINGLE[last][1](text)
-
-
-def _words(kind: Any) -> str:
-  """What the values of a type are called in an error."""
-  if len(options := _options(kind)) > 1:
-    return " or ".join(map(_words, (*options[1:], options[0])))
+def _reader(kind: Any) -> tuple[str, Callable[[str], Any]]:
+  """What the values of a type are called, and a function that reads one; it raises ValueError or KeyError."""
   origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if kind in _SINGLE:
+    return _SINGLE[kind]
   if origin is typing.Literal:
-    return "one of " + ", ".join(map(str, arguments))
-  if origin is tuple and arguments[-1] is not Ellipsis:
-    return f"{len(arguments)} values separated by commas, {', '.join(map(_words, arguments))}"
-  if origin in (tuple, list):
-    return f"values separated by commas, each {_words(arguments[0])}"
-  return _SINGLE[kind][0]
+    return "one of " + ", ".join(map(str, arguments)), {str(choice): choice for choice in arguments}.__getitem__
+  if origin in (typing.Union, types.UnionType):
+    # None is read first, because "none" is also text, and comes last in words.
+    none, others = [types.NoneType] * (types.NoneType in arguments), [x for x in arguments if x is not types.NoneType]
+    return " or ".join(_reader(x)[0] for x in others + none), lambda text: _first(none + others, text)
+  readers = [_reader(option) for option in arguments if option is not Ellipsis]
+  fixed = origin is tuple and Ellipsis not in arguments
+  words = f"{len(readers)} values separated by commas, " if fixed else "values separated by commas, each "
+
+  def read(text):
+    parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
+    each = readers if fixed else readers * len(parts)
+    return origin(read_part(part) for (_, read_part), part in zip(each, parts, strict=True))
+
+  return words + ", ".join(name for name, _ in readers), read
+
+
+def _first(options: Iterable, text: str) -> Any:
+  """`text` as the first of some types that it is a value of."""
+  for option in options:
+    with contextlib.suppress(ValueError, KeyError):
+      return _reader(option)[1](text)
+  raise ValueError

@@ -39,7 +39,9 @@ def sample_latents(
   VAE's scaling factor. mesh: where `params` lie, if over several processes, which all call this.
   """
   modules, frames = setup.modules, len(noise)
-  params, batch = _local(params), {name: np.asarray(value)[None] for name, value in row.items()}
+  batch = {name: np.asarray(value)[None] for name, value in row.items()}
+  if jax.process_count() > 1:
+    params = {name: of if name == "unet" else to_host(of) for name, of in params.items()}
   config = dataclasses.replace(config, window=frames, shift=0, overlap=0)
 
   def apply(name, *inputs):
@@ -63,13 +65,6 @@ def sample_latents(
   unet = modules["unet"].clone(remat=False, remat_policy=None)
   noise, plan = jnp.asarray(noise, jnp.float32), guidance.of_settings(config, setup.conditions)
   return denoise(unet, params["unet"], noise, tables, constants, config, plan, setup.scaling_factor, mesh=mesh)
-
-
-def _local(params: Mapping) -> dict:
-  """The parameters, with all networks but the U-Net on this process if they lie over several."""
-  if jax.process_count() == 1:
-    return params
-  return {name: of if name == "unet" else to_host(of) for name, of in params.items()}
 
 
 class SampleWriter:

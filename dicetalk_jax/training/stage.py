@@ -23,7 +23,7 @@ from dicetalk_jax.training.events import EventLog
 from dicetalk_jax.training.loop import Outcome, Work, check_loop, train
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
 from dicetalk_jax.training.state import TrainState, merge
-from dicetalk_jax.training.step import LossFn, make_step
+from dicetalk_jax.training.step import LossFn, Step, make_step
 
 Validate = Callable[[TrainState, EventLog], Mapping[str, float]]
 
@@ -64,7 +64,7 @@ class Stage:
     check_loop(config.loop)
     self.config, self.folder = config, pathlib.Path(folder or config.out).expanduser()
     self.report, self.progress, self.warn, self.validated = report, progress, warn, validated
-    self.optimizer = make_optimizer(config.optimizer, config.loop.steps)
+    make_optimizer(config.optimizer, config.loop.steps)  # raises for settings that cannot be used
     self.placement = Placement.of(config.mesh, rows, unit)
     self._open = batches
     self.batches = batches(workers=config.workers, **self.placement.share)
@@ -89,6 +89,18 @@ class Stage:
       self.warn(f"Training continues without validation: {error}.")
       return None
 
+  def validation(
+    self, measure: Callable[[TrainState, Batches, EventLog], Mapping[str, float]], **options
+  ) -> Validate | None:
+    """validate(state, log) that returns measure(state, held-out batches, log); None if there are none."""
+    held_out = self.held_out(**options)
+
+    def validate(state, log):
+      with held_out:
+        return measure(state, held_out, log)
+
+    return validate if held_out else None
+
   def train(
     self,
     loss: LossFn,
@@ -106,29 +118,26 @@ class Stage:
     validate(state, log) returns scalars. flops: model operations of a global batch, and `dtype`, in which they are
     computed, for the logged utilisation.
     """
-    optimizer, loop = self.config.optimizer, self.config.loop
     state, where = initial_state(params, frozen or {}, self.config, self.placement)
     del params, frozen
-    step = make_step(
-      loss, self.optimizer, make_schedule(optimizer, loop.steps), optimizer.ema_decay, optimizer.accumulate, where
-    )
+    step = step_of(self.config, loss, where)
 
-    def told(state, log):
+    def measure(state, log):
       scalars = validate(state, log)
       if self.validated:
         self.validated(int(state.step), scalars)
       return scalars
 
-    times = optimizer.accumulate
+    times = self.config.optimizer.accumulate
     return train(
       state,
       step,
       self.batches,
-      loop,
+      self.config.loop,
       self.folder,
       accumulate=times,
       place=lambda batch: self.placement.place(batch, leading=int(times > 1)),
-      validate=told if validate else None,
+      validate=measure if validate else None,
       work=Work(times * frames, times * flops, jax.process_count() * peak_flops(dtype) if flops else 0.0),
       report=self.report,
       progress=self.progress,
@@ -145,11 +154,20 @@ def initial_state(
   mesh rules that fit no parameter.
   """
   placement.check(merge(params, frozen))
+  state, where = placement.state(state_maker(config), params, params=params)
+  return state.replace(frozen=frozen), where
+
+
+def state_maker(config: StageConfig) -> Callable[[Mapping], TrainState]:
+  """Makes create(params): the state before the first step, without frozen parameters."""
   optimizer = make_optimizer(config.optimizer, config.loop.steps)
   key = jax.random.fold_in(jax.random.key(config.loop.seed), 1)
+  ema = config.optimizer.ema_decay > 0
+  return lambda params: TrainState.create(params, optimizer, key, ema=ema).replace(frozen=None)
 
-  def create(params):
-    return TrainState.create(params, optimizer, key, ema=config.optimizer.ema_decay > 0).replace(frozen=None)
 
-  state, where = placement.state(create, params, params=params)
-  return state.replace(frozen=frozen), where
+def step_of(config: StageConfig, loss: LossFn, where: TrainState) -> Step:
+  """The step of a stage; where: the shardings of its state, `frozen` None."""
+  optimizer, steps = config.optimizer, config.loop.steps
+  update, schedule = make_optimizer(optimizer, steps), make_schedule(optimizer, steps)
+  return make_step(loss, update, schedule, optimizer.ema_decay, optimizer.accumulate, where)

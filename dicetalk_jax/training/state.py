@@ -35,18 +35,13 @@ class TrainState:
     key: jax.Array,
     trainable: str | Sequence[str] = "",
     ema: bool = True,
-    frozen_dtype: jnp.dtype | None = None,
   ) -> "TrainState":
     """The state before the first step. Trained parameters are copied as float32, so `params` stay usable.
 
-    trainable: see `split`. frozen_dtype: type to cast frozen floating-point leaves to. Raises what `split` raises.
+    trainable: see `split`, which may raise. ema: keep a moving average.
     """
     params, frozen = split(params, trainable)
     params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
-    if frozen_dtype is not None:
-      frozen = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, frozen_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else None), frozen
-      )
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
       key = jax.random.key_data(key)
     return cls(
@@ -78,10 +73,6 @@ class TrainState:
       return described
 
     return jax.tree.map(describe, self.replace(frozen=None)).replace(frozen=self.frozen)
-
-  def latest(self) -> dict:
-    """All parameters, nested."""
-    return merge(self.params, self.frozen)
 
   def averaged(self) -> dict:
     """All parameters, the trained ones as their moving average if there is one."""

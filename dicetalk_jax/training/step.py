@@ -9,11 +9,21 @@ import jax.numpy as jnp
 import optax
 
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.parallel.flops import Flops, count_flops
 from dicetalk_jax.parallel.mesh import replicated
 from dicetalk_jax.training.state import TrainState, merge
 
 LossFn = Callable[[dict, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 Step = Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def gradient_flops(loss_fn: LossFn, params, frozen, batch) -> Flops:
+  """FLOP of a batch, forward and backward to `params`; nothing runs. params, frozen, batch: arrays or their shapes."""
+
+  def gradient(params, frozen, batch, key):
+    return jax.grad(lambda params: loss_fn(merge(params, frozen), batch, key)[0])(params)
+
+  return count_flops(gradient, params, frozen, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def make_step(

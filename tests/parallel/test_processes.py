@@ -23,7 +23,7 @@ def address():
 
 def start(command, index=None, count=1, coordinator=None, **environment):
   """A process that prints to a pipe; with an index one of `count` that belong together."""
-  paths = f"{HERE.parent}:{HERE.parent / 'golden'}"
+  paths = f"{HERE.parents[1]}:{HERE.parent}:{HERE.parent / 'golden'}"
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths} | environment
   if index is not None:
     environment |= {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": str(count)}

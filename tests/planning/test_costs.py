@@ -11,7 +11,7 @@ from dicetalk_jax.config import load_preset
 from dicetalk_jax.data.batches.diffusion import DiffusionBatchConfig
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.parallel.flops import Flops, count_flops, peak_flops
-from dicetalk_jax.planning import dry_run
+from dicetalk_jax.planning import outline
 from dicetalk_jax.planning.dry_run import training_costs
 from dicetalk_jax.training.config import AdaptationConfig, EmbedderConfig
 from dicetalk_jax.weights.architectures import RELEASED, small_unet
@@ -84,7 +84,7 @@ def test_the_release_before_any_run():
 
 @pytest.mark.parametrize("preset, kind", PRESETS)
 def test_presets_are_foretold_before_there_is_data_or_weights(preset, kind, tmp_path, monkeypatch):
-  monkeypatch.setattr(dry_run, "count_flops", lambda *of: Flops({"U-Net": 1e12}))  # a trace at full size takes long
+  monkeypatch.setattr(outline, "gradient_flops", lambda *of: Flops({"U-Net": 1e12}))  # a trace at full size takes long
   config = load_preset(pathlib.Path(__file__).parents[2] / "configs" / preset, kind)
   monkeypatch.chdir(tmp_path)
   found = training_costs(config)

@@ -23,7 +23,8 @@ def make(step=0, width=3, optimizer=None, frozen=0.0, trainable="^a/", ema=True)
     "b": {"kernel": np.full((5, 2), frozen, np.float32)},
   }
   optimizer = optimizer or optax.adam(1e-3)
-  state = TrainState.create(params, optimizer, jax.random.key(3), trainable, ema, jnp.bfloat16)
+  state = TrainState.create(params, optimizer, jax.random.key(3), trainable, ema)
+  state = state.replace(frozen=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.frozen))
   return at(state, step)
 
 

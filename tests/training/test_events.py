@@ -1,5 +1,7 @@
 """The TensorBoard log: what a reader finds in it, and that a full disk costs lines of it alone."""
 
+import pathlib
+import runpy
 import shutil
 import struct
 
@@ -8,7 +10,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from dicetalk_jax.training.events import EventLog, read_scalars
+from dicetalk_jax.training.events import EventLog
 
 
 def events(folder):
@@ -64,6 +66,7 @@ def test_a_full_disk_costs_lines_alone(small_disk):
 
 
 def test_curves_are_read_back_as_the_last_start_has_them(tmp_path):
+  read_scalars = runpy.run_path(pathlib.Path(__file__).parents[2] / "docs" / "draw_curves.py")["read_scalars"]
   for first, offset in ((1, 0.0), (4, 10.0)):
     with EventLog(tmp_path / "log", first, print) as log:
       for step in range(first, first + 5):

@@ -123,15 +123,13 @@ def legibility(model: AudioEncoder, params: Mapping, batches: Iterable[dict], pi
   """
   parts = []
   for batch in batches:
-    whole = jax.device_get(_read_last(model, params, batch["mel"]))
-    short = jax.device_get(_read_last(model, params, batch["mel"][:, : MELS_PER_FRAME * piece]))
-    mask = batch["mask"] & batch["valid"][:, None]
-    rows = {name: value[mask] for name, value in whole.items()}
-    rows |= {"spectrum": np.asarray(spectrum(batch["mel"]))[mask]}
-    rows |= {"is_phoneme": batch["phoneme"][mask], "is_mouth": batch["mouth"][mask]}
-    first = mask[:, :piece]
-    rows |= {"short": short["phoneme"][first], "padded": whole["phoneme"][:, :piece][first]}
-    parts.append(rows | {"is_first": batch["phoneme"][:, :piece][first]})
+    mel, mask, phoneme = batch["mel"], batch["mask"] & batch["valid"][:, None], batch["phoneme"]
+    whole = jax.device_get(_read_last(model, params, mel))
+    short = jax.device_get(_read_last(model, params, mel[:, : MELS_PER_FRAME * piece]))
+    rows = whole | {"spectrum": np.asarray(spectrum(mel)), "is_phoneme": phoneme, "is_mouth": batch["mouth"]}
+    first = {"short": short["phoneme"], "padded": whole["phoneme"][:, :piece], "is_first": phoneme[:, :piece]}
+    rows = {name: value[mask] for name, value in rows.items()}
+    parts.append(rows | {name: value[mask[:, :piece]] for name, value in first.items()})
   frames = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
 
   def accuracy(name, truth):
@@ -155,11 +153,11 @@ def _read_last(model, params, mel):
   """Outputs of the last layer's heads for mel (b, 4f, bins): {name: (b, f, outputs)}."""
 
   def one(mel):
-    return read(params["heads"], model.apply({"params": params["encoder"]}, mel[None]))
+    outputs = read(params["heads"], model.apply({"params": params["encoder"]}, mel[None]))
+    return {name: value[0, :, -1] for name, value in outputs.items()}
 
   # Row by row: the attention of a whole chunk fills the memory of a small machine.
-  outputs = jax.lax.map(one, mel)
-  return {name: value[:, 0, :, -1] for name, value in outputs.items()}
+  return jax.lax.map(one, mel)
 
 
 def train_audio_encoder(
@@ -181,17 +179,15 @@ def train_audio_encoder(
     if start.is_new:
       encoder["embed_positions"]["embedding"] = jnp.asarray(sinusoids(model.max_source_positions, model.d_model))
     params = {"encoder": encoder, "heads": heads(model, jax.random.fold_in(jax.random.key(seed), 2))}
-    held_out = stage.held_out(limit=VALIDATION_CLIPS)
 
-    def validate(state, log):
-      with held_out:
-        return legibility(model, state.averaged(), held_out, settings.frames)
+    def measure(state, held_out, log):
+      return legibility(model, state.averaged(), held_out, settings.frames)
 
     outcome = stage.train(
       audio_encoder_loss(model),
       *split(params, _TRAINABLE),
       frames=settings.batch * settings.frames + settings.chunks * CHUNK_FRAMES,
-      validate=held_out and validate,
+      validate=stage.validation(measure, limit=VALIDATION_CLIPS),
     )
   return start.finish(stage, outcome, outcome.state.averaged()["encoder"]), outcome
 

@@ -14,8 +14,9 @@ from dicetalk_jax.data.batches.pictures import frame_batches
 from dicetalk_jax.diffusion.picture_losses import kl_loss, psnr, pyramid_loss
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.models.vae import ENCODING_PARTS, VAE
+from dicetalk_jax.training.config import check_least
 from dicetalk_jax.training.foundations.autoencoder_start import as_thumbnail
-from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start, check_downscale
+from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start, valid_rows
 from dicetalk_jax.training.foundations.config import AutoencoderConfig
 from dicetalk_jax.training.loop import Outcome, Status
 from dicetalk_jax.training.stage import Stage
@@ -56,12 +57,12 @@ def encode(model: VAE, params, frames):
 
 def reconstruction(model: VAE, params: Mapping, batches: Iterable[dict]) -> dict[str, float]:
   """psnr of held-out frames decoded from their latents' means, in dB, averaged over frames; kl in nats per value."""
-  results = []
-  for batch in batches:
+
+  def measure(batch):
     ratio, kl, _ = _redraw(model, params, batch["frames"])
-    results.append((np.asarray(ratio)[batch["valid"]], np.asarray(kl)[batch["valid"]]))
-  ratio, kl = (np.concatenate(part) for part in zip(*results, strict=True))
-  return {"psnr": float(ratio.mean()), "kl": float(kl.mean())}
+    return {"psnr": ratio, "kl": kl}
+
+  return {name: float(values.mean()) for name, values in valid_rows(measure, batches).items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -104,29 +105,31 @@ def train_autoencoder(
   `loop.train`, `frame_batches` and `Start.of` raise, and InputError for a kl_weight below 0 and frames whose sides the
   VAE cannot halve.
   """
-  if config.kl_weight < 0:
-    raise InputError(f"kl_weight is {config.kl_weight}; give a number of at least 0")
+  check_least(config, {"kl_weight": 0})
   start = Start.of("vae", autoencoder_architecture(config), config)
   model, seed, settings = start.module, config.loop.seed, config.batches
   batches = functools.partial(frame_batches, list(config.data), settings, seed=seed, memory_gb=MEMORY_GB)
   with Stage(config, batches, settings.batch, "runs", folder=folder, **listeners) as stage:
-    check_downscale(stage.batches.source.size, model.downscale)
+    height, width = stage.batches.source.size
+    if height % model.downscale or width % model.downscale:
+      raise InputError(
+        f"frames of {width}x{height} pixels cannot be encoded: both sides must be multiples of {model.downscale}; "
+        "build the set at another size, or crop a square with batches.crop"
+      )
     params = start.params(stage.placement, seed)
     if start.is_new:
       params = as_thumbnail(model, params)
-    held_out = stage.held_out(limit=VALIDATION_CLIPS)
 
-    def validate(state, log):
+    def measure(state, held_out, log):
       params = state.averaged()
-      with held_out:
-        log.summaries(int(state.step), _picture(model, params, held_out.source[0]["frames"][:, 0]))
-        return reconstruction(model, params, held_out)
+      log.summaries(int(state.step), _picture(model, params, held_out.source[0]["frames"][:, 0]))
+      return reconstruction(model, params, held_out)
 
     outcome = stage.train(
       autoencoder_loss(model, config.kl_weight),
       *split(params, config.trainable),
       frames=settings.batch * settings.frames,
-      validate=held_out and validate,
+      validate=stage.validation(measure, limit=VALIDATION_CLIPS),
     )
   params, architecture = outcome.state.averaged(), dict(start.architecture)
   # If only the decoder trained, encoded sets stay valid, and so does their scale.

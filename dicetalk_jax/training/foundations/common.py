@@ -1,12 +1,12 @@
 """What the stages of the release's networks share: where a network starts, and the weights that a run writes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import flax.linen as nn
 import jax
+import numpy as np
 
-from dicetalk_jax.errors import InputError
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.foundations.config import FoundationConfig
 from dicetalk_jax.training.loop import Outcome, Status
@@ -72,11 +72,7 @@ class Start:
     return build(self.network, architecture)
 
 
-def check_downscale(size: tuple[int, int], downscale: int, where: str = "frames") -> None:
-  """Raises InputError if a height or width is no multiple of `downscale`, the VAE's pixels per latent."""
-  height, width = size
-  if height % downscale or width % downscale:
-    raise InputError(
-      f"{where} of {width}x{height} pixels cannot be encoded: both sides must be multiples of {downscale}; build the "
-      "set at another size, or crop a square with batches.crop"
-    )
+def valid_rows(measure: Callable[[dict], Mapping], batches: Iterable[dict]) -> dict[str, np.ndarray]:
+  """measure(batch) -> {name: (b, ...)} of finite batches, joined, without the rows outside batch["valid"]."""
+  rows = [{name: np.asarray(of)[batch["valid"]] for name, of in measure(batch).items()} for batch in batches]
+  return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

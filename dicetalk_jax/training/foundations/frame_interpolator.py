@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dicetalk_jax.data.batches.pictures import frame_batches
 from dicetalk_jax.diffusion.picture_losses import psnr, pyramid_loss
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.models.frame_interpolator import FrameInterpolator
-from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start
+from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start, valid_rows
 from dicetalk_jax.training.foundations.config import FrameInterpolatorConfig
 from dicetalk_jax.training.loop import Outcome
 from dicetalk_jax.training.stage import Stage
@@ -41,19 +40,15 @@ def _triplet(frames):
 
 def interpolation(model: FrameInterpolator, params: Mapping, batches: Iterable[dict]) -> dict[str, float]:
   """psnr of predicted middle frames and average_psnr of the mean of their neighbours, in dB, averaged over frames."""
-  results = []
-  for batch in batches:
-    ratios = _ratios(model, params, batch["frames"])
-    results.append([np.asarray(ratio)[batch["valid"]] for ratio in ratios])
-  ours, average = (np.concatenate(part) for part in zip(*results, strict=True))
-  return {"psnr": float(ours.mean()), "average_psnr": float(average.mean())}
+  ratios = valid_rows(lambda batch: _ratios(model, params, batch["frames"]), batches)
+  return {name: float(values.mean()) for name, values in ratios.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _ratios(model, params, frames):
   first, middle, last = _triplet(frames)
   drawn = jnp.clip(model.apply({"params": params}, first, last), 0, 1)
-  return psnr(drawn, middle), psnr((first + last) / 2, middle)
+  return {"psnr": psnr(drawn, middle), "average_psnr": psnr((first + last) / 2, middle)}
 
 
 def train_frame_interpolator(
@@ -73,16 +68,12 @@ def train_frame_interpolator(
     frame_batches, list(config.data), config.batches, seed=config.loop.seed, memory_gb=MEMORY_GB
   )
   with Stage(config, batches, config.batches.batch, "runs", folder=folder, **listeners) as stage:
-    held_out = stage.held_out(limit=VALIDATION_CLIPS)
-
-    def validate(state, log):
-      with held_out:
-        return interpolation(model, state.averaged(), held_out)
-
     outcome = stage.train(
       frame_interpolator_loss(model),
       start.params(stage.placement, config.loop.seed),
       frames=3 * config.batches.batch,
-      validate=held_out and validate,
+      validate=stage.validation(
+        lambda state, held_out, log: interpolation(model, state.averaged(), held_out), limit=VALIDATION_CLIPS
+      ),
     )
   return start.finish(stage, outcome), outcome

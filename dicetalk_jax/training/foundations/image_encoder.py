@@ -2,7 +2,6 @@
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from dicetalk_jax.data.batches.pictures import PortraitBatchConfig, portrait_batches
 from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.models.image_encoder import ImageEncoder
-from dicetalk_jax.training.foundations.common import MEMORY_GB, Start
+from dicetalk_jax.training.foundations.common import MEMORY_GB, Start, valid_rows
 from dicetalk_jax.training.foundations.config import ImageEncoderConfig
 from dicetalk_jax.training.loop import Outcome
 from dicetalk_jax.training.stage import Stage
@@ -74,24 +73,6 @@ def recognition(embedding: np.ndarray, person: np.ndarray, clip: np.ndarray) -> 
   return {name: float(value.mean()) if len(value) else float("nan") for name, value in scores.items()}
 
 
-def embed_pictures(model: ImageEncoder, params: Mapping, batches: Iterable[dict]) -> dict[str, np.ndarray]:
-  """Embeds finite batches: embedding (n, d) float32; group, clip (n,) int32."""
-  rows = []
-  for batch in batches:
-    row = {
-      "embedding": np.asarray(_apply(model, params, batch["pixels"])),
-      "group": batch["group"],
-      "clip": batch["clip"],
-    }
-    rows.append({name: value[batch["valid"]] for name, value in row.items()})
-  return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(model, params, pixels):
-  return model.apply({"params": params}, pixels)
-
-
 def train_image_encoder(
   config: ImageEncoderConfig, folder: str | os.PathLike | None = None, **listeners
 ) -> tuple[ImageEncoder, Outcome]:
@@ -106,17 +87,19 @@ def train_image_encoder(
   training = functools.partial(batches, config=config.batches)
   rows = config.batches.people * config.batches.pictures
   with Stage(config, training, rows, "pictures", folder=folder, **listeners) as stage:
-    held_out = stage.held_out(config=_VALIDATION)
+    apply = jax.jit(model.apply)
 
-    def validate(state, log):
-      with held_out:
-        embedded = embed_pictures(model, state.averaged(), held_out)
-      return recognition(embedded["embedding"], embedded["group"], embedded["clip"])
+    def measure(state, held_out, log):
+      def embed(batch):
+        embedding = apply({"params": state.averaged()}, batch["pixels"])
+        return {"embedding": embedding, "person": batch["group"], "clip": batch["clip"]}
+
+      return recognition(**valid_rows(embed, held_out))
 
     outcome = stage.train(
       image_encoder_loss(model),
       start.params(stage.placement, config.loop.seed),
       frames=rows,
-      validate=held_out and validate,
+      validate=stage.validation(measure, config=_VALIDATION),
     )
   return start.finish(stage, outcome), outcome
