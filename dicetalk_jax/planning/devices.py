@@ -6,7 +6,7 @@ The figures are those of the makers' data sheets; nothing here was measured.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -182,31 +182,21 @@ def summed_over_tensor(params: Any, products: Iterable[tuple[str, int, int]], me
   return total / math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-  """Seconds of a step: products at a share of the peak, memory traffic, communication."""
+def predict(
+  kind: DeviceKind, flops: float, moved: float, traffic: Sequence[Traffic], efficiency: float
+) -> dict[str, float | str]:
+  """Seconds of a step by what takes them, its two bounds, and what takes longest.
 
-  compute: float
-  memory: float
-  communication: float
-
-  @classmethod
-  def of(
-    cls, kind: DeviceKind, flops: float, moved: float, traffic: Sequence[Traffic], efficiency: float
-  ) -> "Prediction":
-    """flops, moved (bytes between a device and its memory) and traffic are of a step and a device."""
-    sent = sum(one.seconds(kind) for one in traffic)
-    return cls(flops / (kind.flops * efficiency), moved / kind.bandwidth, sent)
-
-  @property
-  def rows(self) -> Mapping[str, float | str]:
-    """Name -> seconds, with the two bounds of a step, and what takes longest."""
-    parts = dataclasses.asdict(self)
-    return {
-      "products": self.compute,
-      "memory, at least": self.memory,
-      "communication": self.communication,
-      "a step, all at once": max(parts.values()),
-      "a step, one after another": max(self.compute, self.memory) + self.communication,
-      "bound by": max(parts, key=parts.get),
-    }
+  flops, moved (bytes between a device and its memory) and traffic are of a step and a device. efficiency: share of the
+  peak that products reach.
+  """
+  parts = {"compute": flops / (kind.flops * efficiency), "memory": moved / kind.bandwidth}
+  parts["communication"] = sum(one.seconds(kind) for one in traffic)
+  return {
+    "products": parts["compute"],
+    "memory, at least": parts["memory"],
+    "communication": parts["communication"],
+    "a step, all at once": max(parts.values()),
+    "a step, one after another": max(parts["compute"], parts["memory"]) + parts["communication"],
+    "bound by": max(parts, key=parts.get),
+  }

@@ -15,10 +15,10 @@ from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.parallel.rules import path_name
 from dicetalk_jax.planning.devices import (
   DeviceKind,
-  Prediction,
   Traffic,
   bytes_per_device,
   expected_traffic,
+  predict,
   simulated_mesh,
   summed_over_tensor,
 )
@@ -51,15 +51,12 @@ class Plan:
   def devices(self) -> int:
     return math.prod(self.mesh.values())
 
-  @property
-  def prediction(self) -> Prediction:
-    return Prediction.of(self.kind, self.flops.total / self.devices, self.moved, self.traffic, self.efficiency)
-
   def __str__(self):
     kind = self.kind
     shape = " x ".join(f"{name} {size}" for name, size in self.mesh.items())
     clips = f"{self.rows} clips" + (f" in {self.accumulate} parts" if self.accumulate > 1 else "")
     flops = {**self.flops.groups, "all": self.flops.total}
+    seconds = predict(kind, self.flops.total / self.devices, self.moved, self.traffic, self.efficiency)
     lines = [
       f"{self.devices} x {kind.name}, {shape}; a step of {clips}",
       "",
@@ -84,7 +81,7 @@ class Plan:
       "",
       f"seconds of a step on {kind.name} ({kind.flops / 1e12:.4g} TFLOP/s bfloat16, of which {self.efficiency:.0%}; "
       f"memory {kind.bandwidth / 1e9:.4g} GB/s; {kind.note})",
-      *(_row(name, v if isinstance(v, str) else f"{v:.4g}") for name, v in self.prediction.rows.items()),
+      *(_row(name, v if isinstance(v, str) else f"{v:.4g}") for name, v in seconds.items()),
     ]
     return "\n".join(lines)
 

@@ -85,15 +85,15 @@ def embed(
 
   Rows without input are left out. place: puts this process's rows on the devices.
   """
-  found = []
+  rows = []
   for batch in map(place, batches):
     prior = _apply(model, params, *embedder_inputs(batch))
+    usable = batch["valid"] & has_input(model.inputs, batch["expression_mask"], batch["speech_mask"])
     names = ("group", "identity", "emotion", "level", "clip")
-    inputs = has_input(model.inputs, batch["expression_mask"], batch["speech_mask"])
-    row = to_host({"mu": prior.mu, "usable": batch["valid"] & inputs} | {name: batch[name] for name in names})
+    row = to_host({"mu": prior.mu, "usable": usable} | {name: batch[name] for name in names})
     usable = row.pop("usable")
-    found.append({name: value[usable] for name, value in row.items()})
-  return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
+    rows.append({name: value[usable] for name, value in row.items()})
+  return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 @functools.partial(jax.jit, static_argnums=0)

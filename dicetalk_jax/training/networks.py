@@ -98,12 +98,8 @@ def set_up(
   if unknown := sorted(set(networks or ()) - set(names)):
     raise InputError(f"networks has {unknown[0]!r}; the names are {', '.join(names)}")
   for name in (*names, "vae"):
-    if name not in architectures:
+    if name not in (architectures if name in learning or not needs_weights else held):
       raise WeightsError(_advice(name, config.weights))
-  if needs_weights:
-    for name in ("vae", *(name for name in names if name not in learning)):
-      if name not in held:
-        raise WeightsError(_advice(name, config.weights))
   missing = [name for name in learning if name not in held]
   if EMOTION in conditions:
     emotion_model = architectures[EMOTION.network]

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dicetalk_jax.cli import main
 from dicetalk_jax.parallel.mesh import MeshConfig
-from dicetalk_jax.planning.devices import DEVICES, Prediction, Traffic, expected_traffic, simulated_mesh
+from dicetalk_jax.planning.devices import DEVICES, Traffic, expected_traffic, predict, simulated_mesh
 
 PRESET = """
 import dataclasses
@@ -126,8 +126,8 @@ def test_times_are_those_of_the_slowest_link():
   # One device of each of eight hosts: each has its own port alone.
   assert Traffic("all-reduce", ("data",), 8, 1, 400e9).seconds(kind) == 8
   assert Traffic("all-gather", ("fsdp",), 8, 8, 450e9).seconds(kind) == 1
-  step = Prediction.of(kind, 989e12, 3350e9, [Traffic("all-gather", ("fsdp",), 8, 8, 450e9)], 0.5)
-  assert list(step.rows.values()) == [2, 1, 1, 2, 3, "compute"]
+  step = predict(kind, 989e12, 3350e9, [Traffic("all-gather", ("fsdp",), 8, 8, 450e9)], 0.5)
+  assert list(step.values()) == [2, 1, 1, 2, 3, "compute"]
 
 
 @pytest.mark.parametrize(
