@@ -20,13 +20,7 @@ from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.adaptation_loss import ObjectiveConfig, objective
 from dicetalk_jax.training.config import AdaptationConfig
 from dicetalk_jax.training.loop import Outcome, Status
-from dicetalk_jax.training.networks import (
-  Setup,
-  check_batch,
-  load_params,
-  set_up,
-  split_trained,
-)
+from dicetalk_jax.training.networks import Setup, check_batch, load_params, set_up, split_trained
 from dicetalk_jax.training.result import write_result
 from dicetalk_jax.training.samples import SampleWriter, prior_means
 from dicetalk_jax.training.stage import Stage

@@ -225,16 +225,15 @@ def _next(data: Batches, accumulate: int, step: int) -> dict[str, np.ndarray]:
 
 def _diverged(folder, step, batch, metrics) -> str:
   """Saves the batch; returns the error message."""
-  path = folder / f"diverged_{step}.npz"
-  message = (
-    f"The loss or gradients were not finite for {metrics['skipped_in_row']:.0f} steps in a row, up to step {step}. "
-    "Lower the learning rate, or check the data"
-  )
+  path, where = folder / f"diverged_{step}.npz", "is in"
   try:
     np.savez(path, **batch)
   except OSError as error:
-    return f"{message} (the batch of this step could not be saved: {error.strerror})."
-  return f"{message}: the batch of this step is in {path}."
+    where = f"could not be saved ({error.strerror}) in"
+  return (
+    f"The loss or gradients were not finite for {metrics['skipped_in_row']:.0f} steps in a row, up to step {step}. "
+    f"Lower the learning rate, or check the data: the batch of this step {where} {path}."
+  )
 
 
 class _Stop:

@@ -1,9 +1,9 @@
 """Plots for the log, if matplotlib is installed (`pip install dicetalk-jax[analysis]`)."""
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
+from tensorboardX import summary
 from tensorboardX.proto.summary_pb2 import Summary
 
 from dicetalk_jax.vocabulary import EMOTIONS
@@ -15,6 +15,7 @@ def prior_plot(name: str, embedded: Mapping[str, np.ndarray]) -> Summary | None:
   None without matplotlib, or with fewer than two priors of known emotion.
   """
   try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
   except ImportError:
     return None
@@ -31,7 +32,6 @@ def prior_plot(name: str, embedded: Mapping[str, np.ndarray]) -> Summary | None:
     axes.scatter(*plane[of_label].T, s=8 + 12 * level[of_label], color=f"C{label}", alpha=0.7, label=EMOTIONS[label])
   axes.legend(fontsize="small")
   axes.set(xlabel="first principal component", ylabel="second")
-  file = io.BytesIO()
-  figure.savefig(file, format="png", bbox_inches="tight")
-  image = Summary.Image(height=500, width=600, colorspace=3, encoded_image_string=file.getvalue())
-  return Summary(value=[Summary.Value(tag=name, image=image)])
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  return summary.image(name, np.asarray(canvas.buffer_rgba())[..., :3], dataformats="HWC")

@@ -25,6 +25,7 @@ from dicetalk_jax.parallel.hosts import is_first
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.config import SamplesConfig
+from dicetalk_jax.training.embedder import embedder_inputs
 from dicetalk_jax.training.events import EventLog
 from dicetalk_jax.training.networks import Setup
 from dicetalk_jax.vocabulary import MODEL_FPS
@@ -111,8 +112,7 @@ class SampleWriter:
 
 def prior_means(modules: Mapping[str, nn.Module], params: Mapping, batch: Mapping) -> np.ndarray:
   """μ_s (b, 256) of a batch's clips (Eq. 4)."""
-  inputs = [batch[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
-  return to_host(run(modules["emotion_embedder"], params["emotion_embedder"], *inputs).mu)
+  return to_host(run(modules["emotion_embedder"], params["emotion_embedder"], *embedder_inputs(batch)).mu)
 
 
 def _animation(name: str, frames: np.ndarray) -> Summary:
