@@ -90,8 +90,10 @@ def train_image_encoder(
     apply = jax.jit(model.apply)
 
     def measure(state, held_out, log):
+      params = {"params": state.averaged()}
+
       def embed(batch):
-        embedding = apply({"params": state.averaged()}, batch["pixels"])
+        embedding = apply(params, batch["pixels"])
         return {"embedding": embedding, "person": batch["group"], "clip": batch["clip"]}
 
       return recognition(**valid_rows(embed, held_out))
