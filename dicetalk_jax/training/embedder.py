@@ -18,13 +18,12 @@ from dicetalk_jax.parallel.flops import count_flops
 from dicetalk_jax.parallel.mesh import to_host
 from dicetalk_jax.training.clustering import centroid_accuracy, clustering_strength
 from dicetalk_jax.training.config import EmbedderConfig, check_least
-from dicetalk_jax.training.loop import Outcome, Status
+from dicetalk_jax.training.loop import Outcome
 from dicetalk_jax.training.plots import prior_plot
-from dicetalk_jax.training.result import check_sizes, write_result
-from dicetalk_jax.training.stage import Stage
+from dicetalk_jax.training.result import check_sizes
+from dicetalk_jax.training.stage import Stage, Start
 from dicetalk_jax.training.step import LossFn
 from dicetalk_jax.weights.folder import Weights
-from dicetalk_jax.weights.initial import init_params, network_key
 from dicetalk_jax.weights.networks import build
 
 
@@ -137,21 +136,17 @@ def train_embedder(
   with Stage(config, functools.partial(open_data, config=config.batches), rows, folder=folder, **listeners) as stage:
     example = stage.example
     model = _model(config, weights, example)
-    described = {"emotion_embedder": architecture(model)}
-    check_sizes(weights, described)
+    start = Start("emotion_embedder", architecture(model), weights, config.init == "seed")
+    check_sizes(weights, {start.network: start.architecture})
     if weights is not None:
       check_encoded_with(weights, config.data, ("audio_encoder",))
-    loss = loss or embedder_loss(model, config.temperature, config.drop_video, config.drop_audio)
-    if config.init == "weights":
-      params = weights.load("emotion_embedder", jnp.float32, stage.placement.parameters)
-    else:
-      key = network_key("emotion_embedder", config.loop.seed)
-      params = init_params("emotion_embedder", described["emotion_embedder"], key, stage.placement.parameters)
-      if weights is not None and "emotion_embedder" in weights.config["networks"]:
+      if start.is_new and "emotion_embedder" in weights.config["networks"]:
         stage.warn(
           f"A new embedder starts from seed {config.loop.seed}. To fine-tune the one in {config.weights}, set "
           "init=weights."
         )
+    loss = loss or embedder_loss(model, config.temperature, config.drop_video, config.drop_audio)
+    params = start.params(stage.placement, config.loop.seed)
     flops = count_flops(jax.grad(lambda *of: loss(*of)[0]), params, example, jax.random.key(0)).total
     outcome = stage.train(
       loss,
@@ -161,9 +156,7 @@ def train_embedder(
       # Counted for this process's rows.
       flops=stage.placement.share["process_count"] * flops,
     )
-  if outcome.status == Status.FINISHED:
-    networks, facts = {"emotion_embedder": outcome.state.averaged()}, {"frames": config.batches.frames}
-    write_result(stage.folder / "weights", weights, networks, described, {"emotion_embedder": facts})
+  start.finish(stage, outcome, facts={"frames": config.batches.frames})
   return model, outcome
 
 

@@ -9,6 +9,7 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,10 +21,14 @@ from dicetalk_jax.parallel.placement import Placement
 from dicetalk_jax.training.checkpoints import show
 from dicetalk_jax.training.config import StageConfig
 from dicetalk_jax.training.events import EventLog
-from dicetalk_jax.training.loop import Outcome, Work, check_loop, train
+from dicetalk_jax.training.loop import Outcome, Status, Work, check_loop, train
 from dicetalk_jax.training.optimizer import make_optimizer, make_schedule
+from dicetalk_jax.training.result import check_sizes, write_result
 from dicetalk_jax.training.state import TrainState, merge
 from dicetalk_jax.training.step import LossFn, Step, make_step
+from dicetalk_jax.weights.folder import Weights
+from dicetalk_jax.weights.initial import init_params, network_key
+from dicetalk_jax.weights.networks import build
 
 Validate = Callable[[TrainState, EventLog], Mapping[str, float]]
 
@@ -171,3 +176,59 @@ def step_of(config: StageConfig, loss: LossFn, where: TrainState) -> Step:
   optimizer, steps = config.optimizer, config.loop.steps
   update, schedule = make_optimizer(optimizer, steps), make_schedule(optimizer, steps)
   return make_step(loss, update, schedule, optimizer.ema_decay, optimizer.accumulate, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """A network before training: its name, its architecture as in config.json, and the weights folder, if any.
+
+  is_new: the weights do not have it, so its parameters are drawn.
+  """
+
+  network: str
+  architecture: Mapping
+  weights: Weights | None
+  is_new: bool
+
+  @classmethod
+  def of(cls, network: str, architecture: Mapping, config: StageConfig) -> "Start":
+    """The weights' own network, or else a new one of `architecture`.
+
+    Raises WeightsError for a folder that is missing or damaged, and InputError if a new network would not fit the
+    others in the folder.
+    """
+    weights = Weights.open(config.weights) if config.weights else None
+    if weights is not None and network in weights.config["networks"]:
+      return cls(network, weights.config["networks"][network], weights, False)
+    check_sizes(weights, {network: architecture})
+    return cls(network, architecture, weights, True)
+
+  @property
+  def module(self) -> nn.Module:
+    return build(self.network, self.architecture)
+
+  def params(self, placement: Placement, seed: int) -> dict:
+    """Nested parameters on their devices."""
+    if self.is_new:
+      return init_params(self.network, self.architecture, network_key(self.network, seed), placement.parameters)
+    return self.weights.load(self.network, sharding=placement.parameters)
+
+  def finish(
+    self,
+    stage: Stage,
+    outcome: Outcome,
+    params: Mapping | None = None,
+    architecture: Mapping | None = None,
+    facts: Mapping | None = None,
+  ) -> nn.Module:
+    """Writes the result of a finished run, `folder`/weights, and returns the network's module.
+
+    params: the trained network, by default the moving average. architecture: if it has changed. facts: the network's
+    own entry in config.json, such as the frames that it saw. Raises OutputError if the folder cannot be written.
+    """
+    architecture = dict(architecture or self.architecture)
+    if outcome.status == Status.FINISHED:
+      networks = {self.network: outcome.state.averaged() if params is None else params}
+      facts = {self.network: facts} if facts else None
+      write_result(stage.folder / "weights", self.weights, networks, {self.network: architecture}, facts)
+    return build(self.network, architecture)

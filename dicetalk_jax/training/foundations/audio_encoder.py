@@ -16,10 +16,10 @@ from einops import reduce
 
 from dicetalk_jax.data.batches.speech import CHUNK_FRAMES, MELS_PER_FRAME, POSITIONS_PER_FRAME, speech_batches
 from dicetalk_jax.models.audio_encoder import AudioEncoder
-from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start
+from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS
 from dicetalk_jax.training.foundations.config import AudioEncoderConfig
 from dicetalk_jax.training.loop import Outcome
-from dicetalk_jax.training.stage import Stage
+from dicetalk_jax.training.stage import Stage, Start
 from dicetalk_jax.training.state import split
 from dicetalk_jax.training.step import LossFn
 from dicetalk_jax.world.phonemes import INDEX, PHONEMES

@@ -16,10 +16,10 @@ from dicetalk_jax.errors import InputError
 from dicetalk_jax.models.vae import ENCODING_PARTS, VAE
 from dicetalk_jax.training.config import check_least
 from dicetalk_jax.training.foundations.autoencoder_start import as_thumbnail
-from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start, valid_rows
+from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, valid_rows
 from dicetalk_jax.training.foundations.config import AutoencoderConfig
 from dicetalk_jax.training.loop import Outcome, Status
-from dicetalk_jax.training.stage import Stage
+from dicetalk_jax.training.stage import Stage, Start
 from dicetalk_jax.training.state import split
 from dicetalk_jax.training.step import LossFn
 from dicetalk_jax.weights.architectures import RELEASED

@@ -11,10 +11,10 @@ from dicetalk_jax.data.batches.pictures import frame_batches
 from dicetalk_jax.diffusion.picture_losses import psnr, pyramid_loss
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.models.frame_interpolator import FrameInterpolator
-from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, Start, valid_rows
+from dicetalk_jax.training.foundations.common import MEMORY_GB, VALIDATION_CLIPS, valid_rows
 from dicetalk_jax.training.foundations.config import FrameInterpolatorConfig
 from dicetalk_jax.training.loop import Outcome
-from dicetalk_jax.training.stage import Stage
+from dicetalk_jax.training.stage import Stage, Start
 from dicetalk_jax.training.step import LossFn
 
 _RELEASED = {"features": 90}

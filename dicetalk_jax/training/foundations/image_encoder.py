@@ -9,10 +9,10 @@ import numpy as np
 from dicetalk_jax.data.batches.pictures import PortraitBatchConfig, portrait_batches
 from dicetalk_jax.diffusion.losses import info_nce
 from dicetalk_jax.models.image_encoder import ImageEncoder
-from dicetalk_jax.training.foundations.common import MEMORY_GB, Start, valid_rows
+from dicetalk_jax.training.foundations.common import MEMORY_GB, valid_rows
 from dicetalk_jax.training.foundations.config import ImageEncoderConfig
 from dicetalk_jax.training.loop import Outcome
-from dicetalk_jax.training.stage import Stage
+from dicetalk_jax.training.stage import Stage, Start
 from dicetalk_jax.training.step import LossFn
 
 # ViT-H/14 of the release, in the entries of CLIP's config.json.
