@@ -95,7 +95,7 @@ from dicetalk_jax.data.batches.embedder import EmbedderBatchConfig
 from dicetalk_jax.training.config import *
 config = EmbedderConfig(data=({data!r},), batches=EmbedderBatchConfig(groups=8, clips=2, frames=8),
   model=EmbedderModelConfig(features=16, num_layers=1, num_fusion_layers=1, num_heads=2, mlp=16),
-  loop=LoopConfig(steps=3))
+  loop=LoopConfig(steps=3), optimizer=OptimizerConfig())
 """
 
 
