@@ -231,8 +231,12 @@ def _stored(state: TrainState) -> dict:
 def _compare(where, stored: Mapping, wanted: Mapping) -> None:
   """Raises WeightsError with the first difference between a checkpoint's shapes and those of this run."""
   stored, wanted = (
-    {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-    for tree in (stored, wanted)
+    {
+      path_name((jax.tree_util.DictKey(name), *path)): tuple(leaf.shape)
+      for name, tree in part.items()
+      for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+    for part in (stored, wanted)
   )
   for path in {**wanted, **stored}:
     if stored.get(path) != wanted.get(path):
