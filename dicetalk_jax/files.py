@@ -14,6 +14,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -73,13 +74,9 @@ def protect_inputs(target, inputs: Mapping[str, object], inside: bool = False) -
           continue
         if os.path.exists(target) and os.path.samefile(source, target):
           raise InputError(f"{target} is the {role} itself, which would be replaced; give another name for the result")
-        if (inside or os.path.exists(target)) and source.is_dir() and _contains(source, target):
+        parents = filter(os.path.exists, Path(os.path.realpath(target)).parents)
+        if (inside or os.path.exists(target)) and any(os.path.samefile(source, parent) for parent in parents):
           raise InputError(f"{target} is inside the {role} {source}, which would change; give a name outside of it")
-
-
-def _contains(folder: Path, path) -> bool:
-  parents = Path(os.path.realpath(path)).parents
-  return any(parent.exists() and os.path.samefile(folder, parent) for parent in parents)
 
 
 def check_file(path: Path, what: str, needed: int = 1 << 16) -> None:
@@ -156,18 +153,8 @@ def write_json(value, path: Path, indent: int | None = 2) -> None:
     temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-class OneHost:
-  """Stands for `parallel.hosts` where one process writes alone."""
-
-  @staticmethod
-  def is_first() -> bool:
-    return True
-
-  @staticmethod
-  def wait_for_all(name: str) -> None:
-    pass
-
-
+# Stands for `parallel.hosts` where one process writes alone.
+_ONE_HOST = types.SimpleNamespace(is_first=lambda: True, wait_for_all=lambda name: None)
 _filling: list[threading.Event] = []
 
 
@@ -209,7 +196,7 @@ def check_folder(folder: Path, what: str, marker: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: str | os.PathLike, needed: int = 0, hosts=OneHost) -> Iterator[Path]:
+def new_folder(target: str | os.PathLike, needed: int = 0, hosts=_ONE_HOST) -> Iterator[Path]:
   """A folder to fill: it takes the name `target` when the block ends without an error, else nothing is left.
 
   What an interrupted process left is removed first. Within the block Ctrl-C waits for `stop_if_interrupted`. Several
@@ -272,29 +259,26 @@ def write_failure(error: BaseException | None) -> str | None:
 
 
 @contextlib.contextmanager
-def replaced_folder(folder: Path, hosts=OneHost) -> Iterator[Path]:
+def replaced_folder(folder: Path, hosts=_ONE_HOST) -> Iterator[Path]:
   """A path at which the block makes a folder, which then replaces `folder`. All processes enter it."""
   new, old = (folder.with_name(f"{_mark(folder)}.{word}") for word in ("new", "old"))
-  if not hosts.is_first():
-    hosts.wait_for_all(f"{folder} may be written")
-    yield new
-    hosts.wait_for_all(f"{folder} is written")
-    hosts.wait_for_all(f"{folder} has its name")
-    return
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  if old.exists() and not folder.exists():
-    # A process was killed between the two renames.
-    old.rename(folder)
-  for leftover in (new, old):
-    shutil.rmtree(leftover, ignore_errors=True)
+  first = hosts.is_first()
+  if first:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists() and not folder.exists():
+      # A process was killed between the two renames.
+      old.rename(folder)
+    for leftover in (new, old):
+      shutil.rmtree(leftover, ignore_errors=True)
   hosts.wait_for_all(f"{folder} may be written")
   yield new
   # Other processes may still read the folder under its old name.
   hosts.wait_for_all(f"{folder} is written")
-  if folder.exists():
-    folder.rename(old)
-  new.rename(folder)
-  shutil.rmtree(old, ignore_errors=True)
+  if first:
+    if folder.exists():
+      folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
   hosts.wait_for_all(f"{folder} has its name")
 
 

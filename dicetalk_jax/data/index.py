@@ -34,11 +34,6 @@ class Index:
     return len(self.clip)
 
   @classmethod
-  def of(cls, examples: Iterable[Mapping]) -> "Index":
-    """The index of examples, as a set's features take or give them."""
-    return cls.of_rows(map(row, examples))
-
-  @classmethod
   def of_rows(cls, rows: Iterable[tuple]) -> "Index":
     """The index of rows, as `row` makes them."""
     columns = list(zip(*rows, strict=True)) or [()] * len(dataclasses.fields(cls))
@@ -87,7 +82,7 @@ def read_index(records: Records) -> Index:
   path = index_path(records.folder, records.split)
   index = Index.load(path)
   if index is None or len(index) != len(records):
-    index = Index.of(records[i] for i in range(len(records)))
+    index = Index.of_rows(row(records[i]) for i in range(len(records)))
     # The folder may be read-only; then the next start takes as long.
     with contextlib.suppress(OSError):
       index.save(path)

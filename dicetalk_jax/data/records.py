@@ -10,10 +10,11 @@ import numpy as np
 
 from dicetalk_jax.data.index import as_text
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.media.containers import put_picture
 from dicetalk_jax.vocabulary import EMOTIONS, EXPRESSION_DIM, FPS, SAMPLES_PER_FRAME, TRUTH
 
 _TEXTS = ("clip", "source", "split", "identity", "video", "sentence")
-_INTEGERS = ("level", "num_frames", "height", "width")
+INTEGERS = ("level", "num_frames", "height", "width")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Clip:
       if length != expected:
         raise ValueError(f"clip {self.clip}: {name} has {length} rows for {n} frames, expected {expected}")
     values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-    values |= {name: np.asarray(values[name], np.int32)[()] for name in (*_INTEGERS, "face_box", "crop")}
+    values |= {name: np.asarray(values[name], np.int32)[()] for name in (*INTEGERS, "face_box", "crop")}
     arrays = {"audio": self.audio, "expression": expression, "truth": truth}
     values |= {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     return values | {"emotion": -1 if self.emotion is None else EMOTIONS.index(self.emotion)}
@@ -107,7 +108,7 @@ def features():
     {
       **dict.fromkeys(_TEXTS, text),
       "emotion": f.ClassLabel(names=list(EMOTIONS)),
-      **dict.fromkeys(_INTEGERS, integer),
+      **dict.fromkeys(INTEGERS, integer),
       "frames": f.Tensor(shape=(), dtype=np.object_),
       "face_box": f.Tensor(shape=(4,), dtype=np.int32),
       "crop": f.Tensor(shape=(3,), dtype=np.int32),
@@ -118,15 +119,22 @@ def features():
   )
 
 
+def plain_values(example: dict, record: type) -> dict:
+  """The fields of a record in an example as a data source gives it: text, integers and arrays; None if missing."""
+  values = {field.name: example.get(field.name) for field in dataclasses.fields(record)}
+  values |= {name: as_text(values[name]) for name in _TEXTS}
+  values |= {name: int(values[name]) for name in ("emotion", *INTEGERS)}
+  return values | {"face_box": tuple(map(int, values["face_box"]))}
+
+
 def clip_of(example: dict) -> Clip:
   """An example as a data source gives it -> Clip."""
-  values = {field.name: example[field.name] for field in dataclasses.fields(Clip)}
-  values |= {name: as_text(values[name]) for name in _TEXTS} | {name: int(values[name]) for name in _INTEGERS}
-  values |= {name: tuple(int(v) for v in values[name]) for name in ("face_box", "crop")}
+  values = plain_values(example, Clip)
   # Unknown arrays have no rows.
   values |= {name: values[name] if len(values[name]) else None for name in ("expression", "truth")}
-  emotion = int(values["emotion"])
-  return Clip(**values | {"frames": bytes(values["frames"]), "emotion": EMOTIONS[emotion] if emotion >= 0 else None})
+  emotion, crop = values["emotion"], tuple(map(int, values["crop"]))
+  values |= {"emotion": EMOTIONS[emotion] if emotion >= 0 else None, "crop": crop, "frames": bytes(values["frames"])}
+  return Clip(**values)
 
 
 def encode_frames(frames: Iterable[np.ndarray], crf: float = 12) -> tuple[bytes, int]:
@@ -142,19 +150,9 @@ def encode_frames(frames: Iterable[np.ndarray], crf: float = 12) -> tuple[bytes,
     # x264's macroblock tree changes the bytes for the same pictures about once in forty times.
     options = {"crf": str(crf), "preset": "veryfast", "g": str(FPS), "threads": "1", "x264-params": "mbtree=0"}
     stream = container.add_stream("libx264", rate=FPS, options=options)
-    stream.pix_fmt = "yuv444p"
     stream.codec_context.thread_count = 1
-    for picture in frames:
-      if count == 0:
-        stream.height, stream.width = picture.shape[:2]
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-        context.color_range = 1  # limited
-      frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-      frame = frame.reformat(format="yuv444p", dst_colorspace="ITU709")
-      frame.pts = count
-      container.mux(stream.encode(frame))
-      count += 1
+    for count, picture in enumerate(frames, 1):
+      put_picture(container, stream, picture, count - 1, "yuv444p")
     if count:
       container.mux(stream.encode(None))
   if not count:

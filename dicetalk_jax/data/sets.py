@@ -45,40 +45,48 @@ def write_shard(path: Path, examples: Iterable[bytes]) -> Shard:
   from array_record.python.array_record_module import ArrayRecordWriter
 
   records = size = 0
-  try:
+  with writing(path):
     remove_partial(path)
     with new_file(path) as temporary:
-      try:
-        # Records are read one at a time, in random order.
+      # Records are read one at a time, in random order.
+      with _system_errors(temporary):
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        try:
-          for example in examples:
-            # The writer buffers, and reports a full disk badly.
-            buffered = size - (temporary.stat().st_size if temporary.exists() else 0)
-            check_space(path.parent, len(example) + max(0, buffered))
+      try:
+        for example in examples:
+          # The writer buffers, and reports a full disk badly.
+          buffered = size - (temporary.stat().st_size if temporary.exists() else 0)
+          check_space(path.parent, len(example) + max(0, buffered))
+          with _system_errors(temporary):
             writer.write(example)
-            records, size = records + 1, size + len(example)
-        finally:
+          records, size = records + 1, size + len(example)
+      finally:
+        with _system_errors(temporary):
           writer.close()
-      except RuntimeError as error:
-        raise _write_error(temporary) from error
+  return Shard(records, size)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """Raises an OSError of the block as the OutputError of a command that continues when it is run again."""
+  try:
+    yield
   except OSError as error:
     raise OutputError(
       f"{path} cannot be written ({error.strerror or error}); finished files are kept: make space or repair the "
       "folder, and run the same command again"
     ) from error
-  return Shard(records, size)
 
 
-def _write_error(path: Path) -> OSError:
-  """The system's error for writing to a file, which array_record does not report."""
+@contextlib.contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+  """Raises the system's error for writing to `path`, which array_record does not report."""
   try:
+    yield
+  except RuntimeError as error:
     with path.open("ab") as file:
       file.write(bytes(1 << 16))
       os.fsync(file.fileno())
-  except OSError as error:
-    return error
-  return OSError("the disk is full, or failed")
+    raise OSError("the disk is full, or failed") from error
 
 
 def check_space(folder: Path, size: int) -> None:

@@ -47,11 +47,11 @@ class Summary:
       f"{'split':<10}{'clips':>8}{'minutes':>10}{'identities':>12}{'videos':>8}{'coefficients':>14}  seconds a clip",
     ]
     for split, index in self.splits.items():
-      counts = (len(index), len(set(index.identity)), len(set(index.video)), int(index.has_expression.sum()))
-      clips, identities, videos, coefficients = counts
+      low, middle, high = np.percentile(index.num_frames / FPS, [0, 50, 100])
       rows.append(
-        f"{split:<10}{clips:>8}{seconds[split] / 60:>10.1f}{identities:>12}{videos:>8}{coefficients:>14}"
-        f"  {_spread(index.num_frames / FPS)}"
+        f"{split:<10}{len(index):>8}{seconds[split] / 60:>10.1f}{len(set(index.identity)):>12}"
+        f"{len(set(index.video)):>8}{int(index.has_expression.sum()):>14}"
+        f"  {low:.1f} to {high:.1f}, median {middle:.1f}"
       )
     sizes = collections.Counter(
       size for index in self.splits.values() for size in zip(index.width.tolist(), index.height.tolist(), strict=True)
@@ -73,7 +73,7 @@ class Summary:
     for index in self.splits.values():
       counts.update(zip(index.emotion.tolist(), index.level.tolist(), strict=True))
     levels = sorted({level for _, level in counts})
-    rows = [f"{'emotion':<12}" + "".join(f"{_level(level):>12}" for level in levels)]
+    rows = [f"{'emotion':<12}" + "".join(f"{f'level {level}' if level else 'no level':>12}" for level in levels)]
     for emotion in range(-1, len(EMOTIONS)):
       if any(counts[emotion, level] for level in levels):
         name = EMOTIONS[emotion] if emotion >= 0 else _UNKNOWN
@@ -175,12 +175,3 @@ def _fonts() -> list[ImageFont.FreeTypeFont]:
 def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
   """Whether a font has a letter: it draws missing ones like a code that is no letter."""
   return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
-
-
-def _level(level) -> str:
-  return f"level {level}" if level else "no level"
-
-
-def _spread(seconds) -> str:
-  low, middle, high = np.percentile(seconds, [0, 50, 100])
-  return f"{low:.1f} to {high:.1f}, median {middle:.1f}"

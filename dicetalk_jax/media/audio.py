@@ -3,10 +3,9 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import av
 import numpy as np
 import soundfile
 import soxr
@@ -14,7 +13,7 @@ import soxr
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import existing_file
 from dicetalk_jax.media.channels import is_default, mono, stereo
-from dicetalk_jax.media.containers import decoded, open_sound
+from dicetalk_jax.media.containers import decoded, open_sound, sound_blocks
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 
 # Files that are taken for sounds.
@@ -171,25 +170,9 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
   """The first sound stream of a file FFmpeg knows, as far as it can be decoded."""
   with open_sound(path) as (container, stream):
     names = tuple(channel.name for channel in stream.layout.channels)
-    sound, rate = _join(decoded(container, stream))
+    blocks = list(sound_blocks(decoded(container, stream), one_layout=True))
+    if not blocks:
+      raise ValueError("nothing in it can be decoded")
+    sound, rate = np.concatenate([samples for *_, samples in blocks]), blocks[0][1]
   # Whoever gets an array of so many channels takes it for the default layout.
   return sound if is_default(names) else stereo(sound, names), rate
-
-
-def _join(frames: Iterable[av.AudioFrame]) -> tuple[np.ndarray, int]:
-  """Decoded frames -> (samples, channels) float32 and the rate, both as in the first frame."""
-  blocks, layout, rate, source, resampler = [], None, 0, None, None
-  for frame in frames:
-    if resampler is None:
-      layout, rate = frame.layout, frame.sample_rate
-    # A stream may change in the middle; a resampler serves one kind of frame.
-    kind = frame.format.name, frame.layout.name, frame.sample_rate
-    if kind != source:
-      blocks += [] if resampler is None else resampler.resample(None)
-      source, resampler = kind, av.AudioResampler(format="flt", layout=layout, rate=rate)
-    blocks += resampler.resample(frame)
-  if resampler is None:
-    raise ValueError("nothing in it can be decoded")
-  blocks += resampler.resample(None)
-  # Interleaved: PyAV breaks down on planes of more than 8 channels.
-  return np.concatenate([block.to_ndarray().reshape(block.samples, -1) for block in blocks]), rate

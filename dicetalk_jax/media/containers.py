@@ -1,6 +1,7 @@
 """Opens media files with FFmpeg, which may read that one local file and nothing else; frames -> RGB."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -12,7 +13,9 @@ from dicetalk_jax.errors import InputError
 # drawing of a terminal. image2 takes `%` in a name for a number.
 _REFUSED = {"concat", "dash", "hls", "image2", "lavfi", "rtsp", "sdp", "tty", "vobsub", "webm_dash_manifest"}
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD", b"[playlist]")
-_UNSPECIFIED, _BT2020, _PQ = 2, 9, 16  # codes of ISO/IEC 23091-2
+# Codes of ISO/IEC 23091-2. BT.709's is the one of its matrix, primaries and transfer alike.
+_BT709, _UNSPECIFIED, _BT2020, _PQ = 1, 2, 9, 16
+_LIMITED_RANGE = 1
 # From this height on players take an unnamed colour matrix for that of high definition.
 _HIGH_DEFINITION = 720
 # Linear BT.2020 -> linear BT.709 (ITU-R BT.2087).
@@ -72,6 +75,43 @@ def decoded(container, stream):
     if packet is None:
       return
     yield from frames
+
+
+def sound_blocks(frames, one_layout: bool = False) -> Iterator[tuple[float | None, int, np.ndarray]]:
+  """Decoded frames of a sound -> (time, rate, (n, channels) float32), the rate that of the first.
+
+  one_layout: all have the channels of the first too.
+  """
+  rate = layout = kind = converter = None
+  for frame in frames:
+    rate, layout = rate or frame.sample_rate, layout or frame.layout
+    this, blocks = (frame.format.name, frame.layout.name, frame.sample_rate), []
+    if this != kind:
+      # A stream may change in the middle; a converter serves one kind of frame. Interleaved samples, because PyAV
+      # breaks down on planes of more than eight channels.
+      blocks += converter.resample(None) if converter else []
+      kind = this
+      converter = av.AudioResampler(format="flt", layout=layout if one_layout else frame.layout, rate=rate)
+    yield from ((frame.time, rate, _samples(block)) for block in [*blocks, *converter.resample(frame)] if block)
+  if converter:
+    yield from ((None, rate, _samples(block)) for block in converter.resample(None) if block)
+
+
+def _samples(block: av.AudioFrame) -> np.ndarray:
+  return block.to_ndarray().reshape(block.samples, -1)
+
+
+def put_picture(container, stream, picture: np.ndarray, index: int, pixel_format: str) -> None:
+  """Encodes a picture (h, w, 3) uint8 as number `index` of an H.264 stream, in BT.709 colours of limited range."""
+  if index == 0:
+    stream.height, stream.width = picture.shape[:2]
+    stream.pix_fmt = pixel_format
+    context = stream.codec_context
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = _LIMITED_RANGE
+  frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixel_format, dst_colorspace="ITU709")
+  frame.pts, frame.time_base = index, 1 / stream.codec_context.framerate
+  container.mux(stream.encode(frame))
 
 
 def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None, grey: bool = False) -> np.ndarray:

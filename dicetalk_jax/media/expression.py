@@ -36,7 +36,10 @@ def read_expression(source) -> np.ndarray:
     raise InputError(f"expression {path} ends in '{path.suffix}'; give one of {', '.join(SUFFIXES)}")
   try:
     if suffix == ".mat":
-      array = _choose(_read_mat(path), path)
+      # SciPy takes a while to import, which reading a video should not cost.
+      from scipy.io import loadmat
+
+      array = _choose({name: value for name, value in loadmat(path).items() if not name.startswith("__")}, path)
     elif suffix == ".npz":
       with np.load(path, allow_pickle=False) as stored:
         array = _choose({name: stored[name] for name in stored.files}, path)
@@ -82,13 +85,6 @@ def _is_numeric(path: Path) -> bool:
   return bool(lines) and all(re.fullmatch(rb"(?i:[\s\d.,;e+-]|nan|inf)*", line) for line in lines)
 
 
-def _read_mat(path: Path) -> dict[str, np.ndarray]:
-  # SciPy takes a while to import, which reading a video should not cost.
-  from scipy.io import loadmat
-
-  return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
-
-
 def _read_text(path: Path) -> np.ndarray:
   lines = path.read_text(encoding="utf-8-sig").translate(str.maketrans(",;\t", "   ")).splitlines()
   lines = [line for line in lines if line.strip()]
@@ -128,26 +124,7 @@ def expression_at(expression: np.ndarray, times: np.ndarray, wanted: np.ndarray)
 
   Before the first and after the last they are held.
   """
-  times, wanted = np.asarray(times, np.float64), np.asarray(wanted, np.float64)
-  after = np.clip(np.searchsorted(times, wanted, side="right"), 1, max(1, len(times) - 1))
-  if len(times) == 1:
-    return np.repeat(expression.astype(np.float32), len(wanted), axis=0)
-  before = after - 1
-  share = np.clip((wanted - times[before]) / (times[after] - times[before]), 0, 1)[:, None]
-  return ((1 - share) * expression[before] + share * expression[after]).astype(np.float32)
-
-
-def resample_expression(
-  expression: np.ndarray, fps_from: float, fps_to: float = 25, n: int | None = None
-) -> np.ndarray:
-  """Rows (m, 64) at `fps_from` a second -> (n, 64) float32 at `fps_to`, linear in time; the last row is held.
-
-  n: by default as many as begin before the last row's frame ends. Raises InputError for rates that are not positive.
-  """
-  if not (np.isfinite(fps_from) and fps_from > 0 and np.isfinite(fps_to) and fps_to > 0):
-    raise InputError(f"frames a second must be positive; these are {fps_from} and {fps_to}")
-  n = int(np.ceil(len(expression) * fps_to / fps_from - 1e-6)) if n is None else n
-  return expression_at(expression, np.arange(len(expression)) / fps_from, np.arange(n) / fps_to)
+  return np.stack([np.interp(wanted, times, column) for column in expression.T], axis=1).astype(np.float32)
 
 
 def near(expression: np.ndarray, frames: int) -> bool:

@@ -10,7 +10,7 @@ import soxr
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import existing_file
 from dicetalk_jax.media.channels import Mono
-from dicetalk_jax.media.containers import decoded, open_media, open_sound, open_video, to_rgb
+from dicetalk_jax.media.containers import decoded, open_media, open_sound, open_video, sound_blocks, to_rgb
 from dicetalk_jax.vocabulary import SAMPLE_RATE
 
 # A gap or overlap between two blocks of sound of less is the rounding of their time stamps.
@@ -91,11 +91,11 @@ def stream_sound(source, rate: int = SAMPLE_RATE, track: int = 0) -> Iterator[tu
     names = tuple(channel.name for channel in stream.layout.channels)
     mixer = Mono(len(names), names)
     if len(names) > 1:
-      for block in _blocks(decoded(container, stream), path):
-        if block[2].shape[1] == len(names):
-          mixer.measure(block[2])
+      for *_, block in _blocks(container, stream, path):
+        if block.shape[1] == len(names):
+          mixer.measure(block)
   with open_sound(path, track) as (container, stream):
-    yield from _resampled(_contiguous(_blocks(decoded(container, stream), path), mixer), rate)
+    yield from _resampled(_contiguous(_blocks(container, stream, path), mixer), rate)
 
 
 def _resampled(blocks, rate):
@@ -112,21 +112,11 @@ def _resampled(blocks, rate):
     yield begin + done / rate, samples
 
 
-def _blocks(frames, path) -> Iterator[tuple[float | None, int, np.ndarray]]:
-  """Decoded frames -> (time, rate, (n, channels) float32), the rate that of the first."""
-  rate, kind, converter = None, None, None
-  for frame in frames:
-    this = frame.format.name, frame.layout.name, frame.sample_rate
-    rate = rate or frame.sample_rate
-    if this != kind:
-      # A stream may change in the middle; a converter serves one kind of frame. Interleaved samples, because PyAV
-      # does not see more than eight channels that lie apart.
-      kind, converter = this, av.AudioResampler(format="flt", layout=frame.layout, rate=rate)
-    blocks = [block.to_ndarray().reshape(block.samples, -1) for block in converter.resample(frame)]
-    samples = np.concatenate(blocks) if blocks else np.zeros((0, len(frame.layout.channels)), np.float32)
+def _blocks(container, stream, path) -> Iterator[tuple[float | None, int, np.ndarray]]:
+  for time, rate, samples in sound_blocks(decoded(container, stream)):
     if not np.isfinite(samples).all():
       raise InputError(f"audio {path} has samples that are NaN or infinite")
-    yield frame.time, rate, samples
+    yield time, rate, samples
 
 
 def _contiguous(blocks, mixer: Mono) -> Iterator[tuple[float, int, np.ndarray]]:

@@ -15,7 +15,7 @@ import soxr
 from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.files import check_file, existing_file, expanded, fitting_name, new_file
 from dicetalk_jax.media.channels import stereo
-from dicetalk_jax.media.containers import decoded, open_media, open_video, to_rgb
+from dicetalk_jax.media.containers import decoded, open_media, open_video, put_picture, to_rgb
 from dicetalk_jax.media.image import resize
 
 # Suffixes of videos.
@@ -28,8 +28,6 @@ CRF = "18"
 # AAC has blocks of 1024 samples: at a lower rate the last one would end more than a frame after the video.
 AAC_RATES = (32000, 44100, 48000)
 AAC_BITS_PER_SECOND = 128_000  # for each channel
-_BT709 = 1  # the code of matrix, primaries and transfer alike (ISO/IEC 23091-2)
-_LIMITED_RANGE = 1
 
 
 def check_target(path) -> Path:
@@ -153,31 +151,18 @@ def _encode(path, container_format, frames, total, fps, audio, sample_rate, prog
     done = 0
     for frame in frames:
       picture = _even(frame if size is None else resize(frame, size))
-      if done == 0:
-        video.height, video.width = picture.shape[:2]
-        video.pix_fmt = "yuv420p"
-        context = video.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
-      _put_frame(container, video, picture, done, fps)
+      put_picture(container, video, picture, done, "yuv420p")
       done += 1
       if sound:
         sound.put(done / fps)
       if progress:
         progress(done, total)
     for index in range(done, wanted):
-      _put_frame(container, video, picture, index, fps)
+      put_picture(container, video, picture, index, "yuv420p")
       sound.put((index + 1) / fps)
     container.mux(video.encode(None))
     if sound:
       sound.finish()
-
-
-def _put_frame(container, stream, picture, index, fps):
-  frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-  frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
-  frame.pts, frame.time_base = index, 1 / fps
-  container.mux(stream.encode(frame))
 
 
 def _even(picture):
@@ -284,15 +269,11 @@ def read_video(source, fps: float | None = None, max_frames: int | None = None) 
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     rate = fps or float(stream.average_rate or 25)
-    shown = _as_stored(container, stream) if fps is None else _resampled(container, stream, fps)
+    shown = map(to_rgb, decoded(container, stream)) if fps is None else _resampled(container, stream, fps)
     frames = list(itertools.islice(shown, max_frames))
   if not frames:
     raise InputError(f"video {path} is damaged: no picture in it can be decoded")
   return np.stack(frames), float(rate)
-
-
-def _as_stored(container, stream):
-  return map(to_rgb, decoded(container, stream))
 
 
 def _resampled(container, stream, fps):

@@ -65,11 +65,8 @@ def diffusion_batches(
   regular: Folders = (),
   config: DiffusionBatchConfig | None = None,
   split: str = "train",
-  seed: int = 0,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
-  training: bool = True,
+  **run,
 ) -> Batches:
   """Batches for the diffusion adaptation (§3.3): emotional and regular clips alternate, 1 : 1 (§4.1).
 
@@ -84,13 +81,12 @@ def diffusion_batches(
   window of the clip (`config.prior`); emotion, level, identity, clip (b,) int32; start (b,) int32, the first frame;
   valid (b,).
 
-  training=False: one pass over the clips in order, the middle of each, with its first reference frame. With
-  `reference="person"` the portrait is then of the person's first neutral clip, if there is one. Raises InputError for
-  data that cannot be used (see `open_encoded`), pictures of several sizes, and a batch that is no multiple of
-  process_count.
+  run: the fields of `Run`. training=False: one pass over the clips in order, the middle of each, with its first
+  reference frame. With `reference="person"` the portrait is then of the person's first neutral clip, if there is one.
+  Raises InputError for data that cannot be used (see `open_encoded`), pictures of several sizes, and a batch that is no
+  multiple of process_count.
   """
-  run = Run(seed, process_index, process_count, training)
-  return Batches(_Source(emotional, regular, config or DiffusionBatchConfig(), split, run), workers)
+  return Batches(_Source(emotional, regular, config or DiffusionBatchConfig(), split, Run(**run)), workers)
 
 
 class _Source(RowSource):

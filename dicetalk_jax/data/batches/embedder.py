@@ -50,12 +50,9 @@ def embedder_batches(
   data: Folders,
   config: EmbedderBatchConfig | None = None,
   split: str = "train",
-  seed: int = 0,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
-  training: bool = True,
   memory_gb: float = 1.0,
+  **run,
 ) -> Batches:
   """Batches of P groups × K windows for the contrastive loss (§3.1, Eq. 7, 8; §4.1 defines a positive pair).
 
@@ -69,12 +66,12 @@ def embedder_batches(
   int32, indices into `source.groups`, `.identities`, `.clips`; emotion, level (b,) int32, -1 and 0 when unknown; valid
   (b,), false in rows that fill up the last batch of a pass without training.
 
-  memory_gb: how much of the data each worker keeps in memory, for speed; a clip of 4 s takes about 0.2 MB.
-  training=False: one pass over the groups in order, windows spread evenly, no augmentation. Raises InputError for data
-  that cannot be used (see `open_encoded`), too few groups, and P that is no multiple of process_count.
+  run: the fields of `Run`. memory_gb: how much of the data each worker keeps in memory, for speed; a clip of 4 s takes
+  about 0.2 MB. training=False: one pass over the groups in order, windows spread evenly, no augmentation. Raises
+  InputError for data that cannot be used (see `open_encoded`), too few groups, and P that is no multiple of
+  process_count.
   """
-  run = Run(seed, process_index, process_count, training)
-  return Batches(_Source(data, config or EmbedderBatchConfig(), split, run, memory_gb), workers)
+  return Batches(_Source(data, config or EmbedderBatchConfig(), split, Run(**run), memory_gb), workers)
 
 
 class _Source(RowSource):

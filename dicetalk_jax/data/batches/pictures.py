@@ -54,13 +54,10 @@ def frame_batches(
   data: Folders,
   config: FrameBatchConfig | None = None,
   split: str = "train",
-  seed: int = 0,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
-  training: bool = True,
   memory_gb: float = 2.0,
   limit: int | None = None,
+  **run,
 ) -> Batches:
   """Batches of short runs of frames. Shorter clips are left out; `source.left_out` counts them.
 
@@ -68,25 +65,21 @@ def frame_batches(
   identity, clip (b,) int32, indices into `source.identities`, `.clips`; valid (b,), false in rows that fill up the last
   batch of a pass without training. `source.size` is (height, width) of the frames.
 
-  memory_gb: how much of the decoded data each worker keeps in memory, for speed. training=False: one pass over the
-  clips in order, the middle of each, no augmentation. limit: a pass over so many clips, spread over all. Raises
-  InputError for data that cannot be used (see `ClipSets`), frames of several sizes or smaller than the crop, and a
-  batch that is no multiple of process_count.
+  run: the fields of `Run`. memory_gb: how much of the decoded data each worker keeps in memory, for speed.
+  training=False: one pass over the clips in order, the middle of each, no augmentation. limit: a pass over so many
+  clips, spread over all. Raises InputError for data that cannot be used (see `ClipSets`), frames of several sizes or
+  smaller than the crop, and a batch that is no multiple of process_count.
   """
-  run = Run(seed, process_index, process_count, training)
-  return Batches(_FrameSource(data, config or FrameBatchConfig(), split, run, memory_gb, limit), workers)
+  return Batches(_FrameSource(data, config or FrameBatchConfig(), split, Run(**run), memory_gb, limit), workers)
 
 
 def portrait_batches(
   data: Folders,
   config: PortraitBatchConfig | None = None,
   split: str = "train",
-  seed: int = 0,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
-  training: bool = True,
   memory_gb: float = 2.0,
+  **run,
 ) -> Batches:
   """Batches of P people × K pictures, from different clips of a person while there are enough, whatever the emotion.
 
@@ -96,12 +89,11 @@ def portrait_batches(
   input; group, clip (b,) int32, indices into `source.identities`, `.clips`; valid (b,), false in rows that fill up the
   last batch of a pass without training.
 
-  memory_gb: how much of the decoded data each worker keeps in memory, for speed. training=False: one pass over the
-  people in order, clips spread evenly, their middle frames, no augmentation. Raises InputError for data that cannot be
-  used (see `ClipSets`), too few people, and P that is no multiple of process_count.
+  run: the fields of `Run`. memory_gb: how much of the decoded data each worker keeps in memory, for speed.
+  training=False: one pass over the people in order, clips spread evenly, their middle frames, no augmentation. Raises
+  InputError for data that cannot be used (see `ClipSets`), too few people, and P that is no multiple of process_count.
   """
-  run = Run(seed, process_index, process_count, training)
-  return Batches(_PortraitSource(data, config or PortraitBatchConfig(), split, run, memory_gb), workers)
+  return Batches(_PortraitSource(data, config or PortraitBatchConfig(), split, Run(**run), memory_gb), workers)
 
 
 class _Frames:

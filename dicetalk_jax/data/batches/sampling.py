@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import weakref
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
@@ -63,34 +62,12 @@ class Run:
     return range(self.process_index * size, (self.process_index + 1) * size)
 
 
-class Source(Protocol):
-  """Batches by index: this process's rows of global batch i. Picklable and safe to read from threads.
-
-  A source may have `defaults`: values of the fingerprint that older states lack.
-  """
-
-  fingerprint: Mapping  # JSON of all that determines the batches; a state with another one is refused
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
-
-
-class _From:
-  """A source from batch `first` on."""
-
-  def __init__(self, source: Source, first: int):
-    self._source, self._first = source, first
-
-  def __len__(self):
-    return len(self._source) - self._first
-
-  def __getitem__(self, index):
-    return self._source[self._first + index]
-
-
 class Batches:
   """An iterator over the batches of a source, read ahead in threads, or in `workers` processes.
+
+  source: a picklable sequence, safe to read from threads, of this process's rows of each global batch. Its
+  `fingerprint` is JSON of all that determines the batches: a state with another one is refused. It may have `defaults`,
+  values of the fingerprint that older states lack.
 
   Use it as a context manager, or call `close()`, to end the workers. `get_state()` is a small JSON object from which
   `set_state` resumes exactly, with any number of workers and processes. A finite iterator restarts when it is iterated
@@ -98,7 +75,7 @@ class Batches:
   raised, and the next call reads the same batch again.
   """
 
-  def __init__(self, source: Source, workers: int = 0, threads: int = 2, prefetch: int = 2):
+  def __init__(self, source, workers: int = 0, threads: int = 2, prefetch: int = 2):
     if workers < 0 or threads < 1 or prefetch < 1:
       raise InputError(
         f"{workers} workers, {threads} threads and {prefetch} prefetched batches are not possible: workers must be at "
@@ -143,7 +120,7 @@ class Batches:
     # Imported here because it takes half a second: settings are checked before any batch is read.
     import grain
 
-    dataset = grain.MapDataset.source(_From(self.source, self._next))
+    dataset = grain.MapDataset.source(self.source)[self._next :]
     if not self._workers:
       options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(self._threads, self._prefetch))
       return iter(dataset.to_iter_dataset(options))

@@ -62,14 +62,11 @@ def speech_batches(
   data: Folders,
   config: SpeechBatchConfig | None = None,
   split: str = "train",
-  seed: int = 0,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
-  training: bool = True,
   memory_gb: float = 2.0,
   limit: int | None = None,
   num_mel_bins: int = 80,
+  **run,
 ) -> Batches:
   """Batches of speech with its phonemes and mouth.
 
@@ -81,14 +78,13 @@ def speech_batches(
   then silence. identity, clip (b,) int32 are indices into `source.identities`, `.clips`; valid (b,) is false in rows
   that fill up the last batch of a pass without training.
 
-  memory_gb: how much each worker keeps in memory, for speed. training=False: one pass over the clips in order, each at
-  the start of a chunk of its own, as in generation: f = 750 and no chunk_… keys. limit: a pass over so many clips,
-  spread over all. Raises InputError for data that cannot be used (see `ClipSets`), clips without truth, and a batch
-  that is no multiple of process_count.
+  run: the fields of `Run`. memory_gb: how much each worker keeps in memory, for speed. training=False: one pass over
+  the clips in order, each at the start of a chunk of its own, as in generation: f = 750 and no chunk_… keys. limit: a
+  pass over so many clips, spread over all. Raises InputError for data that cannot be used (see `ClipSets`), clips
+  without truth, and a batch that is no multiple of process_count.
   """
-  run = Run(seed, process_index, process_count, training)
-  config = config or SpeechBatchConfig()
-  return Batches(_Source(data, config, split, run, memory_gb, limit, num_mel_bins), workers)
+  source = _Source(data, config or SpeechBatchConfig(), split, Run(**run), memory_gb, limit, num_mel_bins)
+  return Batches(source, workers)
 
 
 class _Source(RowSource):

@@ -33,7 +33,7 @@ class ClipsLayout(VideoLayout):
 
   def sources(self, root, rejected):
     videos = {path.relative_to(root).as_posix(): path for path in videos_in(root, rejected)}
-    path = self._labels_path(root)
+    path = self.labels or (root / LABELS if (root / LABELS).exists() else None)
     rows = _read_labels(path, videos) if path and videos else {}
     rejected += [Rejected(file, f"it is in {path.name}, but not in {root}") for file in rows if file not in videos]
     for file, video in videos.items():
@@ -67,9 +67,6 @@ class ClipsLayout(VideoLayout):
 
   def ignores(self, path):
     return path.name == (LABELS if self.labels is None else self.labels.name)
-
-  def _labels_path(self, root) -> Path | None:
-    return self.labels or (root / LABELS if (root / LABELS).exists() else None)
 
 
 def _read_labels(path, videos) -> dict[str, dict[str, str]]:

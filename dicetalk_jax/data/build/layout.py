@@ -81,7 +81,12 @@ class VideoLayout:
     rejected: list[Rejected] = []
     sources = list(self.sources(root, rejected))
     if not sources:
-      raise wrong_root(root, self.title, self.expected)
+      entries = [entry.name + "/" * entry.is_dir() for entry in sorted(root.iterdir())]
+      more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+      raise InputError(
+        f"{root} does not hold {self.title}: expected {self.expected}; it holds "
+        f"{', '.join(entries[:5]) or 'nothing'}{more}"
+      )
     if self.expressions is not None and not any(source.expression for source in sources):
       first = sources[0].path.relative_to(root).with_suffix("")
       raise InputError(
@@ -123,9 +128,7 @@ def _prepare(name, config, face_model, source: Source):
   return prepare(source, name, config, _detector(face_model) if face_model else None)
 
 
-@functools.cache
-def _detector(model: Path) -> DnnDetector:
-  return DnnDetector(model)
+_detector = functools.cache(DnnDetector)
 
 
 def sound_of(video: Path) -> Path | None:
@@ -173,14 +176,6 @@ def existing_root(root, name: str) -> Path:
     state = "is a file" if root.is_file() else "does not exist"
     raise InputError(f"{root} {state}; give the folder that holds {name}")
   return root
-
-
-def wrong_root(root: Path, name: str, expected: str) -> InputError:
-  """An error with the expected layout and what is there instead."""
-  entries = sorted(root.iterdir())
-  shown = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries[:5]) or "nothing"
-  more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
-  return InputError(f"{root} does not hold {name}: expected {expected}; it holds {shown}{more}")
 
 
 def hold_out(members: Mapping[str, int], wanted: int) -> set[str]:

@@ -69,7 +69,9 @@ def prepare(
   config = config or PrepareConfig()
   with contextlib.ExitStack() as stack:
     try:
-      _check_streams(source)
+      with open_video(existing_file(source.path, "video")) as container:
+        if source.audio is None and not container.streams.audio:
+          raise InputError(f"video {source.path} has no sound, and there is no sound file for it")
       sound = stack.enter_context(_spooled(source.audio or source.path))
       view = _look(source, detector or _haar())
       begin, parts = _plan(source, config, view, sound)
@@ -109,15 +111,7 @@ def prepare(
       )
 
 
-def _check_streams(source: Source):
-  with open_video(existing_file(source.path, "video")) as container:
-    if source.audio is None and not container.streams.audio:
-      raise InputError(f"video {source.path} has no sound, and there is no sound file for it")
-
-
-@functools.cache
-def _haar() -> HaarDetector:
-  return HaarDetector()
+_haar = functools.cache(HaarDetector)
 
 
 @dataclasses.dataclass

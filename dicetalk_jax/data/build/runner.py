@@ -19,11 +19,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from dicetalk_jax.data.index import Index, index_path, row
+from dicetalk_jax.data.index import Index, row
 from dicetalk_jax.data.records import Clip, Rejected, features
-from dicetalk_jax.data.sets import INFO, Shard, check_space, locked, serialize, shard_name, write_info, write_shard
+from dicetalk_jax.data.sets import INFO, check_space, locked, serialize, shard_name, writing
 from dicetalk_jax.data.settings import difference
-from dicetalk_jax.errors import DiceTalkError, InputError, OutputError
+from dicetalk_jax.data.shards import SetFile, finish_set
+from dicetalk_jax.errors import DiceTalkError, InputError
 from dicetalk_jax.files import check_folder, interrupts, new_file, write_json
 from dicetalk_jax.vocabulary import FPS
 
@@ -33,7 +34,6 @@ REPORT = "rejected.csv"
 LEAST_JOBS_PER_SHARD, MOST_SHARDS = 16, 4096
 # Clips of a job, until their shard is complete.
 _PARTS = "parts"
-_SHARDS = "shards"
 _CRASHED = "the process that read it died twice: the file is damaged in a way that crashes the decoder"
 
 
@@ -94,21 +94,14 @@ def build(
   """
   if workers is not None and workers < 1:
     raise InputError(f"{workers} workers cannot build a set; give at least 1")
-  check_folder(folder, "set")
-  _check_empty(folder)
+  check_folder(folder, "set that a build has begun", marker=PLAN)
   jobs = sorted(jobs, key=lambda job: (job.split, job.name))
   for one, other in itertools.pairwise(sorted(job.name for job in jobs)):
     if one == other:
       raise InputError(f"two files of the set have the same name {one}; rename one")
-  try:
-    with locked(folder):
-      _check_plan(folder, name, jobs, settings, defaults)
-      return _build(folder, name, jobs, make, rejected, workers, progress, description)
-  except OSError as error:
-    raise OutputError(
-      f"{folder} cannot be written ({error.strerror or error}); finished clips are kept: make space or repair the "
-      "folder, and run the same command again"
-    ) from error
+  with writing(folder), locked(folder):
+    _check_plan(folder, name, jobs, settings, defaults)
+    return _build(folder, name, jobs, make, rejected, workers, progress, description)
 
 
 def _build(folder, name, jobs, make, rejected, workers, progress, description) -> Report:
@@ -132,88 +125,54 @@ def _build(folder, name, jobs, make, rejected, workers, progress, description) -
   if not any(report.clips.values()):
     first = f"; the first: {report.rejected[0].clip}: {report.rejected[0].reason}" if report.rejected else ""
     raise InputError(f"none of {len(jobs)} files made a clip, see {folder / REPORT}{first}")
-  summaries = {}
-  for split in dict.fromkeys(shard.split for shard in shards):
-    facts = [shard.facts for shard in shards if shard.split == split]
-    Index.of_rows(row for fact in facts for row in fact["rows"]).save(index_path(folder, split))
-    summaries[split] = [Shard(len(fact["rows"]), fact["bytes"]) for fact in facts]
-  write_info(folder, name, features(), summaries, description)
+  finish_set(folder, name, features(), shards, description)
   shutil.rmtree(folder / _PARTS, ignore_errors=True)
   return report
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shard:
+class _Shard(SetFile):
   """A file of the set. Each job leaves a zip file in `parts`; when all are there, they become the file."""
 
-  folder: Path
-  name: str
-  split: str
-  index: int
-  count: int
   jobs: tuple[Job, ...]
 
   @property
-  def path(self) -> Path:
-    return self.folder / shard_name(self.name, self.split, self.index, self.count)
-
-  @property
-  def _facts_path(self) -> Path:
-    return self.folder / _SHARDS / f"{self.split}-{self.index:05d}.json"
-
-  @property
-  def facts(self) -> dict:
-    """What the shard holds; the file exists only when the shard is complete."""
-    return json.loads(self._facts_path.read_text())
-
-  @property
   def _parts(self) -> Path:
-    return self.folder / _PARTS / f"{self.split}-{self.index:05d}"
+    return self.folder / _PARTS / f"{self.split}-{self.number:05d}"
 
   def part(self, job: Job) -> Path:
     return self._parts / f"{hashlib.sha256(job.name.encode()).hexdigest()[:24]}.zip"
 
   @property
   def finished(self) -> bool:
-    try:
-      facts = self.facts
-      return self.path.stat().st_size == facts["file_bytes"] and _unchanged(facts, self.jobs)
-    except (OSError, ValueError, KeyError):
-      return False
+    return (facts := self.facts) is not None and _unchanged(facts, self.jobs)
 
   def has(self, job: Job) -> bool:
     """Whether a job's part is complete, and its files are unchanged if clips of them were rejected."""
     part = self.part(job)
-    if not part.exists():
-      return False
-    try:
-      with zipfile.ZipFile(part) as stored:
-        if _unchanged(json.loads(stored.read("facts.json")), [job]):
-          return True
-    except (zipfile.BadZipFile, KeyError, ValueError):
-      pass
-    part.unlink()
+    errors = FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError
+    with contextlib.suppress(*errors), zipfile.ZipFile(part) as stored:
+      if _unchanged(json.loads(stored.read("facts.json")), [job]):
+        return True
+    part.unlink(missing_ok=True)
     return False
 
   def assemble(self) -> None:
     """Writes the file if all parts are there."""
     if self.finished or not all(self.part(job).exists() for job in self.jobs):
       return
-    self.path.unlink(missing_ok=True)
-    facts = {"rows": [], "rejected": [], "left_out": {}}
+    facts = {"rejected": [], "left_out": {}}
 
-    def examples() -> Iterator[bytes]:
+    def examples() -> Iterator[tuple[bytes, list]]:
       for job in self.jobs:
         with zipfile.ZipFile(self.part(job)) as part:
           inside = json.loads(part.read("facts.json"))
-          facts["rows"] += inside["rows"]
           facts["rejected"] += inside["rejected"]
           facts["left_out"] |= inside["left_out"]
-          for i in range(len(inside["rows"])):
-            yield part.read(str(i))
+          for i, values in enumerate(inside["rows"]):
+            yield part.read(str(i)), values
 
-    facts["bytes"] = write_shard(self.path, examples()).bytes
-    write_json(facts | {"file_bytes": self.path.stat().st_size}, self._facts_path, indent=None)
+    self.write(examples(), facts)
     shutil.rmtree(self._parts, ignore_errors=True)
 
 
@@ -228,7 +187,9 @@ def _shards(folder, name, jobs) -> list[_Shard]:
     inside = [job for job in jobs if job.split == split]
     size = max(LEAST_JOBS_PER_SHARD, math.ceil(len(inside) / MOST_SHARDS))
     groups = [tuple(inside[i : i + size]) for i in range(0, len(inside), size)]
-    shards += [_Shard(folder, name, split, i, len(groups), group) for i, group in enumerate(groups)]
+    shards += [
+      _Shard(folder, split, shard_name(name, split, i, len(groups)), i, group) for i, group in enumerate(groups)
+    ]
   return shards
 
 
@@ -253,17 +214,6 @@ def _check_plan(folder, name, jobs, settings, defaults):
       return
     text = f"{earlier.get('files')} files, and there are {len(jobs)} now, or they have other names, splits or labels"
   raise InputError(f"{folder} was started with {text}; run the command as before, or give a new folder")
-
-
-def _check_empty(folder):
-  """Refuses a folder with other things in it before anything is written."""
-  if not folder.exists() or (folder / PLAN).exists():
-    return
-  others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", _PARTS, _SHARDS))
-  if INFO in others:
-    raise InputError(f"{folder} holds another data set; give a new folder")
-  if others:
-    raise InputError(f"{folder} is not empty (it holds {', '.join(others[:3])}); give a new folder")
 
 
 def _report(folder, shards, rejected) -> Report:
@@ -308,7 +258,7 @@ def _run(jobs, make, shard_of, workers) -> Iterator[Job]:
       for job in running.values():
         part = shard_of[job.name].part(job)
         if alone and not part.exists():
-          _write_part(part, [Rejected(job.name, _CRASHED)], job)
+          _make_part(lambda work, job=job: [Rejected(job.name, _CRASHED)], job, part)
         if part.exists():
           yield job
         else:
@@ -353,7 +303,7 @@ def _pool(workers):
 def begin_worker():
   """Initialises a process that makes clips: it ends with its parent, and computes in one thread."""
   # Without this the workers of a killed parent would wait for it forever.
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
   # There is a process for each core already.
   import cv2
   import threadpoolctl
@@ -362,34 +312,24 @@ def begin_worker():
   threadpoolctl.threadpool_limits(1)
 
 
-def _end_with_parent():
-  multiprocessing.parent_process().join()
-  os._exit(1)
-
-
 def _make_part(make, job: Job, path: Path):
-  try:
-    _write_part(path, make(job.work), job)
-  except (DiceTalkError, OSError):
-    raise
-  except Exception as error:
-    error.add_note(f"while making clips of {job.name}")
-    raise
-
-
-def _write_part(path: Path, results: Iterable[Clip | Rejected], job: Job):
   record = features()
   facts = {"rows": [], "rejected": [], "left_out": {}}
   path.parent.mkdir(parents=True, exist_ok=True)
-  with new_file(path) as temporary, zipfile.ZipFile(temporary, "w") as part:
-    for result in results:
-      if isinstance(result, Rejected):
-        facts["rejected"].append((result.clip, result.reason))
-        facts["left_out"][job.name] = job.state
-        continue
-      example = dataclasses.replace(result, split=job.split).example()
-      encoded = serialize(record, example)
-      check_space(path.parent, len(encoded))
-      part.writestr(str(len(facts["rows"])), encoded)
-      facts["rows"].append(row(example))
-    part.writestr("facts.json", json.dumps(facts))
+  try:
+    with new_file(path) as temporary, zipfile.ZipFile(temporary, "w") as part:
+      for result in make(job.work):
+        if isinstance(result, Rejected):
+          facts["rejected"].append((result.clip, result.reason))
+          facts["left_out"][job.name] = job.state
+          continue
+        example = dataclasses.replace(result, split=job.split).example()
+        encoded = serialize(record, example)
+        check_space(path.parent, len(encoded))
+        part.writestr(str(len(facts["rows"])), encoded)
+        facts["rows"].append(row(example))
+      part.writestr("facts.json", json.dumps(facts))
+  except Exception as error:
+    if not isinstance(error, DiceTalkError | OSError):
+      error.add_note(f"while making clips of {job.name}")
+    raise

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -89,22 +90,18 @@ class SyntheticLayout:
 
   def listing(self, root: Path | None = None) -> Listing:
     """The scenes as jobs; InputError for settings out of range. Nothing is read from `root`."""
-    for name, low, high in (("people", 1, _FIRST_TEST), ("test_people", 0, _FIRST_TEST), ("takes", 1, 10_000)):
-      value = getattr(self, name)
-      if not low <= value <= high:
-        raise InputError(f"{name} is {value}; it must be from {low} to {high}")
-    if self.scenes is not None and not 1 <= self.scenes <= _SCENES_IN_ALL:
-      raise InputError(f"scenes is {self.scenes}; it must be from 1 to {_SCENES_IN_ALL}")
-    if self.min_level not in LEVELS:
-      raise InputError(f"min_level {self.min_level} is no level of emotion; those are 1, 2 and 3")
     if self.voices not in ("own", "any"):
       raise InputError(f"voices is '{self.voices}'; choose own or any")
-    if self.longest is not None and self.longest < 2:
-      raise InputError(f"longest is {self.longest}; it must be at least 2")
-    if self.size % 2 or not 64 <= self.size <= _LARGEST:
-      raise InputError(f"size {self.size} cannot be drawn: give an even number from 64 to {_LARGEST}")
-    if not 0 <= self.seed < 1000:
-      raise InputError(f"seed {self.seed} is not from 0 to 999")
+    limits = {
+      **dict(people=(1, _FIRST_TEST), test_people=(0, _FIRST_TEST), takes=(1, 10_000), scenes=(1, _SCENES_IN_ALL)),
+      **dict(min_level=(LEVELS[0], LEVELS[-1]), longest=(2, math.inf), size=(64, _LARGEST), seed=(0, 999)),
+    }
+    for name, (low, high) in limits.items():
+      value = getattr(self, name)
+      if value is not None and not low <= value <= high:
+        raise InputError(f"{name} is {value}; it must be from {low} to {high}")
+    if self.size % 2:
+      raise InputError(f"size is {self.size}; it must be even")
     train = [train_person(self.seed, i) for i in range(self.people)]
     test = [test_person(self.seed, i) for i in range(self.test_people)]
     return Listing(

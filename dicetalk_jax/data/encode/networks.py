@@ -1,11 +1,9 @@
 """The frozen networks over a stream of clips: batches of one shape across clips, frames decoded ahead of the device."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -77,37 +75,46 @@ class Encoders:
     Raises InputError with the file's name for a record that cannot be read, and for frames that cannot be decoded or
     have a size that the VAE cannot encode; all clips before it are yielded first.
     """
-    encoders = {name: Batcher(self._function(name), batch) for name, batch in self._batches().items()}
+    import grain
+
+    batchers = {
+      name: Batcher(self._function(name), self._chunks if name == "audio_encoder" else self._batch)
+      for name in self._modules
+    }
+    prepare = functools.partial(self._prepare, reference_every=reference_every, sizes=self.sizes)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     running: collections.deque[_Encoding] = collections.deque()
-    prepare = functools.partial(self._prepare, reference_every=reference_every)
     failure = None
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-      try:
-        for prepared in _ahead(pool, prepare, places, threads):
-          running.append(self._begin(prepared, encoders))
-          while running and not running[0].missing:
-            yield running.popleft().clip()
-      except InputError as error:
-        failure = error
+    try:
+      for encoding, inputs in grain.MapDataset.source(list(places)).map(prepare).to_iter_dataset(options):
+        running.append(encoding)
+        for network, names, rows, array in inputs:
+          batchers[network].put(array, functools.partial(encoding.take, names, rows))
+        while running and not running[0].missing:
+          yield running.popleft().result()
+    except InputError as error:
+      failure = error
     # The clips before a damaged one are finished first.
-    for encoder in encoders.values():
-      encoder.finish()
+    for batcher in batchers.values():
+      batcher.finish()
     for encoding in running:
-      yield encoding.clip()
+      yield encoding.result()
     if failure:
       raise failure
 
-  def _batches(self) -> dict[str, int]:
-    return {name: self._chunks if name == "audio_encoder" else self._batch for name in self._modules}
-
-  def _prepare(self, place: tuple[Records, int], reference_every: int) -> "_Prepared":
+  def _prepare(self, place: tuple[Records, int], reference_every: int, sizes: dict) -> tuple["_Encoding", list[tuple]]:
+    """A clip with room for its results, and the inputs of the networks: (network, names of results, rows, array)."""
     records, number = place
     clip = clip_of(records[number])
-    where = f"{records.file_of(number)}, clip {clip.clip}"
+    where, n = f"{records.file_of(number)}, clip {clip.clip}", clip.num_frames
     mel = log_mel(clip.audio, {"num_mel_bins": self._modules["audio_encoder"].num_mel_bins})
+    arrays = {"states": np.empty((2 * n, sizes["audio_layers"], sizes["audio_width"]), np.float16)}
+    inputs = [
+      ("audio_encoder", ["states"], slice(_POSITIONS * i, _POSITIONS * (i + 1)), chunk) for i, chunk in enumerate(mel)
+    ]
     if "vae" not in self._modules:
-      return _Prepared(clip, mel)
-    downscale = self._modules["vae"].downscale
+      return _Encoding(clip, arrays, len(inputs)), inputs
+    downscale = sizes["downscale"]
     if clip.height % downscale or clip.width % downscale:
       raise InputError(
         f"{where}: its frames are {clip.width}x{clip.height} pixels, and the VAE needs multiples of {downscale}; build "
@@ -117,97 +124,55 @@ class Encoders:
       frames = decode_frames(clip.frames)
     except InputError as error:
       raise InputError(f"{where}: {error}") from error
-    if frames.shape != (clip.num_frames, clip.height, clip.width, 3):
+    if frames.shape != (n, clip.height, clip.width, 3):
       raise InputError(f"{where}: its frames are {frames.shape}, unlike its labels; build the set again")
-    reference = np.arange(0, clip.num_frames, reference_every, dtype=np.int32)
-    pixels = np.stack([clip_pixels(frames[i]) for i in reference])
-    return _Prepared(clip, mel, frames, reference, pixels)
-
-  def _begin(self, prepared: "_Prepared", encoders: dict[str, "Batcher"]) -> "_Encoding":
-    encoding = _Encoding(prepared, self.sizes)
-    for i, chunk in enumerate(prepared.mel):
-      encoders["audio_encoder"].put(chunk, functools.partial(encoding.take_states, i))
-    if prepared.frames is not None:
-      for i, frame in enumerate(prepared.frames):
-        encoders["vae"].put(frame, functools.partial(encoding.take, ("latents_mean", "latents_logvar"), i))
-      for i, picture in enumerate(prepared.pixels):
-        encoders["image_encoder"].put(picture, functools.partial(encoding.take, ("image_embedding",), i))
-    encoding.free_inputs()
-    return encoding
+    reference = np.arange(0, n, reference_every, dtype=np.int32)
+    moments = ["latents_mean", "latents_logvar"]
+    latents = (n, clip.height // downscale, clip.width // downscale, sizes["latent_channels"])
+    arrays |= {name: np.empty(latents, np.float16) for name in moments} | {"reference_index": reference}
+    arrays["image_embedding"] = np.empty((len(reference), sizes["image_embedding"]), np.float16)
+    inputs += [("vae", moments, i, frame) for i, frame in enumerate(frames)]
+    inputs += [("image_encoder", ["image_embedding"], i, clip_pixels(frames[k])) for i, k in enumerate(reference)]
+    return _Encoding(clip, arrays, len(inputs)), inputs
 
   def _function(self, name: str) -> Callable[[np.ndarray], tuple]:
-    precision = "highest" if self._modules[name].dtype == jnp.float32 else "default"
-    module, params, rows = self._modules[name], self._params[name], self._rows
-    run = functools.partial({"vae": _latents, "image_encoder": _embedding, "audio_encoder": _states}[name], module)
+    module, params = self._modules[name], self._params[name]
+    precision = "highest" if module.dtype == jnp.float32 else "default"
 
     def apply(batch):
       with jax.default_matmul_precision(precision):
-        return run(params, jax.device_put(batch, rows))
+        return _results(module, params, jax.device_put(batch, self._rows))
 
     return apply
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _latents(module, params, frames):
-  """(b, h, w, 3) uint8 -> mean and log-variance, each (b, h/8, w/8, 4) float16."""
-  signed = frames.astype(jnp.float32) / 255 * 2 - 1
-  moments = module.apply({"params": params}, signed, method="encode")
-  return tuple(part.astype(jnp.float16) for part in moments)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embedding(module, params, pixels):
-  return (module.apply({"params": params}, pixels).astype(jnp.float16),)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _states(module, params, mel):
-  """(b, 3000, bins) -> (b, 1500, layers + 1, d) float16."""
-  return (module.apply({"params": params}, mel).astype(jnp.float16),)
+def _results(module, params, batch) -> tuple:
+  """What a network makes of its inputs, float16: of frames (b, h, w, 3) uint8 the mean and log-variance of the VAE."""
+  if batch.dtype == jnp.uint8:
+    results = module.apply({"params": params}, batch.astype(jnp.float32) / 255 * 2 - 1, method="encode")
+  else:
+    results = (module.apply({"params": params}, batch),)
+  return tuple(result.astype(jnp.float16) for result in results)
 
 
 @dataclasses.dataclass
-class _Prepared:
-  """A clip as input of the networks: log-mel chunks, frames (uint8), numbers of the reference frames, CLIP's pixels."""
-
-  clip: Clip
-  mel: np.ndarray
-  frames: np.ndarray | None = None
-  reference: np.ndarray | None = None
-  pixels: np.ndarray | None = None
-
-
 class _Encoding:
   """A clip whose results arrive one by one; `missing` counts the outstanding ones."""
 
-  def __init__(self, prepared: _Prepared, sizes: dict[str, int]):
-    self._prepared, clip = prepared, prepared.clip
-    n = clip.num_frames
-    self.missing = len(prepared.mel)
-    self._arrays = {"states": np.empty((2 * n, sizes["audio_layers"], sizes["audio_width"]), np.float16)}
-    if prepared.frames is not None:
-      scale = sizes["downscale"]
-      latents = (n, clip.height // scale, clip.width // scale, sizes["latent_channels"])
-      self._arrays |= {name: np.empty(latents, np.float16) for name in ("latents_mean", "latents_logvar")}
-      self._arrays["image_embedding"] = np.empty((len(prepared.reference), sizes["image_embedding"]), np.float16)
-      self.missing += n + len(prepared.reference)
+  clip: Clip
+  arrays: dict[str, np.ndarray]
+  missing: int
 
-  def free_inputs(self):
-    self._prepared = dataclasses.replace(self._prepared, mel=None, frames=None, pixels=None)
-
-  def take(self, names, row: int, *results):
+  def take(self, names, rows: int | slice, *results):
     for name, result in zip(names, results, strict=True):
-      self._arrays[name][row] = result
+      target = self.arrays[name][rows]
+      # The last chunk of sound is longer than the clip.
+      target[:] = result[: len(target)]
     self.missing -= 1
 
-  def take_states(self, chunk: int, states):
-    rows = self._arrays["states"][_POSITIONS * chunk : _POSITIONS * (chunk + 1)]
-    rows[:] = states[: len(rows)]
-    self.missing -= 1
-
-  def clip(self) -> EncodedClip:
-    clip = self._prepared.clip
-    example = clip.example()
+  def result(self) -> EncodedClip:
+    clip, example = self.clip, self.clip.example()
     names = ("clip", "source", "split", "identity", "video", "sentence", "expression", "truth", "emotion")
     return EncodedClip(
       **{name: example[name] for name in names},
@@ -216,8 +181,7 @@ class _Encoding:
       height=clip.height,
       width=clip.width,
       face_box=clip.face_box,
-      reference_index=self._prepared.reference,
-      **self._arrays,
+      **self.arrays,
     )
 
 
@@ -255,22 +219,6 @@ class Batcher:
     results, takers = self._running.popleft()
     for taker, *row in zip(takers, *map(np.asarray, results), strict=False):
       taker(*row)
-
-
-def _ahead(pool, function, items: Iterable, threads: int) -> Iterator:
-  """function(item) for items in order, one ahead for each thread."""
-  items, waiting = iter(items), collections.deque()
-  try:
-    for item in itertools.islice(items, threads):
-      waiting.append(pool.submit(function, item))
-    while waiting:
-      result = waiting.popleft().result()
-      for item in itertools.islice(items, 1):
-        waiting.append(pool.submit(function, item))
-      yield result
-  finally:
-    for future in waiting:
-      future.cancel()
 
 
 def check_encoded_with(

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dicetalk_jax.data.index import Index, as_text, read_index
+from dicetalk_jax.data import records
+from dicetalk_jax.data.index import Index, read_index
 from dicetalk_jax.data.sets import INFO, Records
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import expanded
-from dicetalk_jax.vocabulary import EMOTIONS, EXPRESSION_DIM, TRUTH
 
 CONFIG = "encoding.json"
 FORMAT = "dicetalk_jax encoded clips"
 VERSION = 1
 # "audio" has no latents and embeddings; it is all that the emotion embedder needs, and much smaller.
 WHAT = ("all", "audio")
-_TEXTS = ("clip", "source", "split", "identity", "video", "sentence")
 # Large arrays, stored as npy bytes.
 LARGE = ("latents_mean", "latents_logvar", "image_embedding", "states")
 
@@ -60,8 +59,11 @@ class EncodedClip:
   def example(self) -> dict:
     """The record as its features take it."""
     values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-    values |= {name: to_npy(values[name]) for name in LARGE if values[name] is not None}
-    values |= {name: np.int32(values[name]) for name in ("level", "num_frames", "height", "width")}
+    for name in (name for name in LARGE if values[name] is not None):
+      buffer = io.BytesIO()
+      np.save(buffer, np.ascontiguousarray(values[name]), allow_pickle=False)
+      values[name] = buffer.getvalue()
+    values |= {name: np.int32(values[name]) for name in records.INTEGERS}
     values["face_box"] = np.asarray(self.face_box, np.int32)
     return {name: value for name, value in values.items() if value is not None}
 
@@ -73,50 +75,19 @@ def features(what: str = "all"):
   """
   import tensorflow_datasets as tfds
 
-  f = tfds.features
-  raw, integer = f.Tensor(shape=(), dtype=np.object_), f.Scalar(dtype=np.int32)
-  pictures = {
-    **dict.fromkeys(("latents_mean", "latents_logvar", "image_embedding"), raw),
-    "reference_index": f.Tensor(shape=(None,), dtype=np.int32),
-  }
-  return f.FeaturesDict(
-    {
-      **dict.fromkeys(_TEXTS, f.Text()),
-      "emotion": f.ClassLabel(names=list(EMOTIONS)),
-      **dict.fromkeys(("level", "num_frames", "height", "width"), integer),
-      "face_box": f.Tensor(shape=(4,), dtype=np.int32),
-      "expression": f.Tensor(shape=(None, EXPRESSION_DIM), dtype=np.float32),
-      "truth": f.Tensor(shape=(None, len(TRUTH)), dtype=np.float32),
-      "states": raw,
-      **(pictures if what == "all" else {}),
-    }
-  )
+  raw = tfds.features.Tensor(shape=(), dtype=np.object_)
+  own = {name: feature for name, feature in records.features().items() if name not in ("frames", "audio", "crop")}
+  if what == "all":
+    own |= dict.fromkeys(("latents_mean", "latents_logvar", "image_embedding"), raw)
+    own["reference_index"] = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+  return tfds.features.FeaturesDict(own | {"states": raw})
 
 
 def encoded_clip(example: dict) -> EncodedClip:
-  """An example as a data source gives it -> EncodedClip; the float16 arrays are read-only views of its bytes."""
-  values = {field.name: example.get(field.name) for field in dataclasses.fields(EncodedClip)}
-  values |= {name: as_text(values[name]) for name in _TEXTS}
-  values |= {name: int(values[name]) for name in ("emotion", "level", "num_frames", "height", "width")}
-  values |= {name: from_npy(values[name]) for name in LARGE if values[name] is not None}
-  values["face_box"] = tuple(int(v) for v in values["face_box"])
-  return EncodedClip(**values)
-
-
-def to_npy(array: np.ndarray) -> bytes:
-  buffer = io.BytesIO()
-  np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-  return buffer.getvalue()
-
-
-def from_npy(stored: bytes) -> np.ndarray:
-  """The array of an npy file's bytes, without a copy."""
-  buffer = io.BytesIO(stored)
-  np.lib.format.read_magic(buffer)
-  shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
-  if fortran:
-    raise ValueError("the array is stored in Fortran order")
-  return np.frombuffer(stored, dtype, offset=buffer.tell()).reshape(shape)
+  """An example as a data source gives it -> EncodedClip."""
+  values = records.plain_values(example, EncodedClip)
+  stored = {name: io.BytesIO(values[name]) for name in LARGE if values[name] is not None}
+  return EncodedClip(**values | {name: np.load(file, allow_pickle=False) for name, file in stored.items()})
 
 
 def open_encoded(folder: str | os.PathLike, split: str, pictures: bool = True) -> tuple[Records, Index]:

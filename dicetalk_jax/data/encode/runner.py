@@ -4,29 +4,18 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dicetalk_jax.data.encode.networks import Encoders
-from dicetalk_jax.data.encode.record import (
-  CONFIG,
-  FORMAT,
-  VERSION,
-  WHAT,
-  EncodedClip,
-  encoding_config,
-  features,
-)
-from dicetalk_jax.data.index import Index, index_path, row
-from dicetalk_jax.data.sets import INFO, Records, Shard, locked, open_set, serialize, write_info, write_shard
-from dicetalk_jax.errors import InputError, OutputError, out_of_memory
+from dicetalk_jax.data.encode.record import CONFIG, FORMAT, VERSION, WHAT, EncodedClip, encoding_config, features
+from dicetalk_jax.data.index import row
+from dicetalk_jax.data.sets import INFO, Records, locked, open_set, serialize, writing
+from dicetalk_jax.data.shards import SetFile, finish_set
+from dicetalk_jax.errors import InputError, out_of_memory
 from dicetalk_jax.files import check_folder, expanded, lock, protect_inputs, write_json
 from dicetalk_jax.weights.folder import Weights
-
-# Folder of a JSON file for each finished shard.
-_SHARDS = "shards"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +68,7 @@ def encode(
   data, target = expanded(data, "data set"), expanded(target, "target")
   folder = weights.folder if isinstance(weights, Weights) else weights
   protect_inputs(target, {"data set": data, "weights folder": folder}, inside=True)
-  check_folder(target, "encoded set")
+  check_folder(target, "encoded set", marker=CONFIG)
   shards = _plan(data, target)
   encoders = Encoders(weights if isinstance(weights, Weights) else Weights.open(weights), what, batch, dtype)
   config = {
@@ -92,100 +81,49 @@ def encode(
     "data": {"folder": str(data.resolve()), "fingerprint": _fingerprint(data)},
     "sizes": encoders.sizes,
   }
-  try:
-    with locked(target / _SHARDS / f"part-{index}-of-{count}"):
+  with writing(target), locked(target / f".part-{index}-of-{count}"):
+    with lock(target / ".lock", busy=None):
+      _bind(target, config)
+    own = shards[index::count]
+    todo = [shard for shard in own if shard.facts is None]
+    total, remaining = sum(shard.length for shard in own), sum(shard.length for shard in todo)
+    places = ((shard.records, shard.first + i) for shard in todo for i in range(shard.length))
+    # One stream over all files, so that no batch is left half empty at the end of a file.
+    with contextlib.closing(encoders.stream(places, reference_every, threads)) as stream, _memory_advice():
+      counted = _counted(stream, total - remaining, total, progress)
+      for shard in todo:
+        shard.encode(counted, what)
+    complete = all(shard.facts is not None for shard in shards)
+    if complete and not (target / INFO).is_file():
       with lock(target / ".lock", busy=None):
-        _bind(target, config)
-      own = shards[index::count]
-      todo = [shard for shard in own if not shard.finished]
-      total, remaining = sum(shard.length for shard in own), sum(shard.length for shard in todo)
-      places = itertools.chain.from_iterable(shard.places() for shard in todo)
-      # One stream over all files, so that no batch is left half empty at the end of a file.
-      with contextlib.closing(encoders.stream(places, reference_every, threads)) as stream:
-        counted = _counted(stream, total - remaining, total, progress)
-        for shard in todo:
-          shard.write(itertools.islice(counted, shard.length), what)
-      complete = all(shard.finished for shard in shards)
-      if complete:
-        with lock(target / ".lock", busy=None):
-          _complete(target, shards, what)
-  except OSError as error:
-    raise OutputError(
-      f"{target} cannot be written ({error.strerror or error}); finished files are kept: make space or repair the "
-      "folder, and run the same command again"
-    ) from error
+        finish_set(target, shards[0].records.name, features(what), shards)
   return Encoded(target, remaining, len(own) - len(todo), complete)
 
 
-class _NetworkError(Exception):
-  """Carries an error of the networks past `write_shard`, which would take it for one of the disk."""
-
-
 @dataclasses.dataclass(frozen=True)
-class _Shard:
-  """A file of the set, and the file of the same name in the target."""
+class _Shard(SetFile):
+  """A file of the target, of the records `first` and following of the set."""
 
   records: Records
-  target: Path
-  split: str
-  number: int
   first: int
   length: int
 
-  @property
-  def path(self) -> Path:
-    return self.target / self.records.paths[self.number].name
+  def encode(self, clips: Iterator[EncodedClip], what: str) -> None:
+    record = features(what)
+    examples = (clip.example() for clip in itertools.islice(clips, self.length))
+    self.write((serialize(record, example), row(example)) for example in examples)
 
-  @property
-  def _facts(self) -> Path:
-    return self.target / _SHARDS / f"{self.split}-{self.number:05d}.json"
 
-  @property
-  def _index(self) -> Path:
-    return self._facts.with_suffix(".npz")
-
-  @property
-  def finished(self) -> bool:
-    try:
-      return self.path.stat().st_size == json.loads(self._facts.read_text())["file_bytes"]
-    except (OSError, ValueError, KeyError, TypeError):
-      return False
-
-  @property
-  def summary(self) -> Shard:
-    return Shard(self.length, json.loads(self._facts.read_text())["bytes"])
-
-  def index(self) -> Index | None:
-    """The shard's part of the index; None when it is damaged."""
-    index = Index.load(self._index)
-    return index if index is not None and len(index) == self.length else None
-
-  def places(self) -> Iterator[tuple[Records, int]]:
-    return ((self.records, self.first + i) for i in range(self.length))
-
-  def write(self, clips: Iterable[EncodedClip], what: str) -> None:
-    record, rows = features(what), []
-
-    def examples():
-      try:
-        for clip in clips:
-          example = clip.example()
-          rows.append(row(example))
-          yield serialize(record, example)
-      except (OSError, RuntimeError) as error:
-        raise _NetworkError from error
-
-    try:
-      written = write_shard(self.path, examples())
-    except _NetworkError as error:
-      if out_of_memory(error.__cause__):
-        raise InputError(
-          "the device has too little memory for so many frames at once; run the same command with a smaller --batch"
-        ) from error.__cause__
-      raise error.__cause__ from None
-    Index.of_rows(rows).save(self._index)
-    # Last, because the shard is finished when this file exists.
-    write_json({"bytes": written.bytes, "file_bytes": self.path.stat().st_size}, self._facts, indent=None)
+@contextlib.contextmanager
+def _memory_advice() -> Iterator[None]:
+  try:
+    yield
+  except RuntimeError as error:
+    if not out_of_memory(error):
+      raise
+    raise InputError(
+      "the device has too little memory for so many frames at once; run the same command with a smaller --batch"
+    ) from error
 
 
 def _counted(clips, done, total, progress) -> Iterator[EncodedClip]:
@@ -206,8 +144,8 @@ def _plan(data: Path, target: Path) -> list[_Shard]:
       raise InputError(f"{data} holds no clips as `dicetalk data build` makes them; give the folder of such a set")
     firsts = [0, *records.ends[:-1]]
     shards += [
-      _Shard(records, target, split, i, int(first), int(end - first))
-      for i, (first, end) in enumerate(zip(firsts, records.ends, strict=True))
+      _Shard(target, split, path.name, i, records, int(first), int(end - first))
+      for i, (path, first, end) in enumerate(zip(records.paths, firsts, records.ends, strict=True))
     ]
   return shards
 
@@ -226,8 +164,6 @@ def _bind(target: Path, config: dict) -> None:
   """Starts a target, or refuses one that was started with other data, weights or options."""
   old = encoding_config(target)
   if old is None:
-    if others := sorted(path.name for path in target.iterdir() if path.name not in (".lock", _SHARDS)):
-      raise InputError(f"{target} is not empty (it holds {', '.join(others[:3])}); give a new folder")
     write_json(config, target / CONFIG)
     return
   differences = [
@@ -239,18 +175,3 @@ def _bind(target: Path, config: dict) -> None:
   for old, new, text in differences:
     if old != new:
       raise InputError(f"{target} was started with {text}; continue with the same, or give another folder")
-
-
-def _complete(target: Path, shards: list[_Shard], what: str) -> None:
-  """Writes the index and the files that turn the target into a set."""
-  if (target / INFO).is_file():
-    return
-  splits = {split: list(group) for split, group in itertools.groupby(shards, lambda shard: shard.split)}
-  for split, group in splits.items():
-    indices = [shard.index() for shard in group]
-    if all(index is not None for index in indices):  # else the first reader makes the index
-      Index.join(indices).save(index_path(target, split))
-  name = shards[0].records.name
-  write_info(
-    target, name, features(what), {split: [shard.summary for shard in group] for split, group in splits.items()}
-  )

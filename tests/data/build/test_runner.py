@@ -325,7 +325,7 @@ def test_labels_that_were_changed_are_not_passed_over(tmp_path):
 
 def test_a_folder_with_other_things_is_not_written_into(tmp_path):
   (tmp_path / "thesis.txt").write_text("years of work")
-  with pytest.raises(InputError, match=r"not empty \(it holds thesis.txt"):
+  with pytest.raises(InputError, match=r"other files \(thesis.txt"):
     build(tmp_path, "clips", jobs(["one"]), make, {}, workers=1)
 
 
