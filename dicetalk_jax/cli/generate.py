@@ -76,11 +76,13 @@ class Generate:
     return self._run_jobs() if self.jobs else self._run_one()
 
   def _run_one(self) -> int:
+    import av
     import jax
 
     from dicetalk_jax.inference.emotion import emotion_files
     from dicetalk_jax.inference.pipeline import DiceTalk
-    from dicetalk_jax.media.video import check_target, probe
+    from dicetalk_jax.media.containers import open_video
+    from dicetalk_jax.media.video import check_target
     from dicetalk_jax.parallel import hosts
     from dicetalk_jax.parallel.compilation import keep_compiled_programs
     from dicetalk_jax.weights.folder import Weights
@@ -113,8 +115,11 @@ class Generate:
       for note in video.notes:
         console.print(note, soft_wrap=True)
       video.save(out, self.keep_resolution, lambda done, total: progress("encoding the video", done, total))
-    saved = probe(out)
-    print(f"{out}: {saved.duration:.2f} s of {saved.width}x{saved.height} at {saved.fps:g} frames per second")
+    with open_video(out) as container:
+      stream = container.streams.video[0]
+      seconds = float(stream.duration * stream.time_base if stream.duration else container.duration / av.time_base)
+      shown = f"{seconds:.2f} s of {stream.width}x{stream.height}"
+    print(f"{out}: {shown} at {float(stream.average_rate):g} frames per second")
     return 0
 
   def _run_jobs(self) -> int:

@@ -114,14 +114,14 @@ def put_picture(container, stream, picture: np.ndarray, index: int, pixel_format
   container.mux(stream.encode(frame))
 
 
-def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None, grey: bool = False) -> np.ndarray:
+def to_rgb(frame: av.VideoFrame, size: tuple[int, int], grey: bool = False) -> np.ndarray:
   """A frame as displayed -> (height, width, 3) uint8 in BT.709 colours; grey: (height, width), and faster.
 
-  size: (width, height) after turning; None keeps the stored one. Matrix and range of the file are applied; colours of
+  size: (width, height) after turning. Matrix and range of the file are applied; colours of
   BT.2020 are converted, as is HLG, which is made to be shown so. Raises InputError for PQ, which needs a tone mapping.
   """
   turns = round(frame.rotation / 90)
-  width, height = size or (frame.width, frame.height)[:: -1 if turns % 2 else 1]
+  width, height = size
   stored = (height, width) if turns % 2 else (width, height)
   options = {}
   if frame.colorspace == _UNSPECIFIED and frame.height >= _HIGH_DEFINITION and not frame.format.is_rgb:

@@ -41,7 +41,8 @@ def stream_pictures(source) -> Iterator[Picture]:
   """The pictures of a video file in the order shown, their times rising; all have the first one's size.
 
   Damaged ones are left out; a file cut short ends early. One thread decodes, so that the same file gives the same
-  pictures. Raises InputError as `read_video` does, but where there is no picture simply ends.
+  pictures. Raises InputError for a file that is missing, not decodable or without pictures;
+  one whose pictures are all damaged gives none.
   """
   path = existing_file(source, "video")
   with open_video(path) as container:

@@ -1,6 +1,5 @@
 """Video files <-> arrays: H.264 and AAC out, anything FFmpeg knows in."""
 
-import dataclasses
 import itertools
 import math
 import tempfile
@@ -13,9 +12,9 @@ import numpy as np
 import soxr
 
 from dicetalk_jax.errors import InputError, OutputError
-from dicetalk_jax.files import check_file, existing_file, expanded, fitting_name, new_file
+from dicetalk_jax.files import check_file, expanded, fitting_name, new_file
 from dicetalk_jax.media.channels import stereo
-from dicetalk_jax.media.containers import decoded, open_media, open_video, put_picture, to_rgb
+from dicetalk_jax.media.containers import open_media, put_picture
 from dicetalk_jax.media.image import resize
 
 # Suffixes of videos.
@@ -204,89 +203,3 @@ class _Sound:
   def finish(self):
     self.put(self.seconds + 1)
     self._container.mux(self._stream.encode(None))
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoInfo:
-  """What a video file holds: pixels, frames a second, seconds; sound values are None where there is none."""
-
-  width: int
-  height: int
-  fps: float
-  duration: float
-  frames: int
-  video_codec: str
-  pixel_format: str
-  has_audio: bool
-  audio_duration: float | None
-  audio_codec: str | None
-  sample_rate: int | None
-
-
-def probe(source) -> VideoInfo:
-  """Sizes, durations and codecs of a video, counted packet by packet; InputError as in `read_video`."""
-  path = existing_file(source, "video")
-  with open_video(path) as container:
-    streams = [container.streams.video[0], *container.streams.audio[:1]]
-    spans = {stream.index: [0, math.inf, -math.inf] for stream in streams}
-    for packet in container.demux(streams):
-      if packet.pts is not None:
-        span, start = spans[packet.stream.index], packet.pts * packet.time_base
-        span[:] = span[0] + 1, min(span[1], start), max(span[2], start + (packet.duration or 0) * packet.time_base)
-    video, audio = streams[0], streams[1] if len(streams) > 1 else None
-    frames, begin, end = spans[video.index]
-    if not frames:
-      raise InputError(f"video {path} is damaged: it holds no picture")
-    _, sound_begin, sound_end = spans[audio.index] if audio else (0, 0, 0)
-    return VideoInfo(
-      width=video.codec_context.width,
-      height=video.codec_context.height,
-      fps=float(video.average_rate or 0),
-      duration=float(end - begin),
-      frames=frames,
-      video_codec=video.codec_context.name,
-      pixel_format=video.codec_context.pix_fmt,
-      has_audio=audio is not None,
-      audio_duration=None if audio is None else max(0.0, float(sound_end - max(0, sound_begin))),
-      audio_codec=None if audio is None else audio.codec_context.name,
-      sample_rate=None if audio is None else audio.codec_context.sample_rate,
-    )
-
-
-def read_video(source, fps: float | None = None, max_frames: int | None = None) -> tuple[np.ndarray, float]:
-  """A video file -> frames (n, h, w, 3) uint8 RGB as they are meant to be seen, and frames a second.
-
-  With `fps` frame k is the one shown at time k / fps; else the file's own frames and average rate. At most `max_frames`
-  are read. Of a file cut short, what can be decoded. Raises InputError for what is missing, not decodable or without
-  pictures, and for a rate or number that is not positive.
-  """
-  path = existing_file(source, "video")
-  if fps is not None and not (math.isfinite(fps) and fps > 0):
-    raise InputError(f"frames a second must be positive; this is {fps}")
-  if max_frames is not None and max_frames < 1:
-    raise InputError(f"the number of frames to read must be positive; this is {max_frames}")
-  with open_video(path) as container:
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    rate = fps or float(stream.average_rate or 25)
-    shown = map(to_rgb, decoded(container, stream)) if fps is None else _resampled(container, stream, fps)
-    frames = list(itertools.islice(shown, max_frames))
-  if not frames:
-    raise InputError(f"video {path} is damaged: no picture in it can be decoded")
-  return np.stack(frames), float(rate)
-
-
-def _resampled(container, stream, fps):
-  """The frame on screen at each k / fps, counted from the first frame."""
-  spacing = float(1 / (stream.average_rate or 25))
-  shown, start, time, k = None, None, 0.0, 0
-  for index, frame in enumerate(decoded(container, stream)):
-    time = frame.time if frame.time is not None else index * spacing
-    start = time if start is None else start
-    while shown is not None and k / fps < time - start - 1e-6:
-      yield shown
-      k += 1
-    shown = to_rgb(frame)
-  while shown is not None and k / fps < time - start + spacing - 1e-6:
-    yield shown
-    k += 1

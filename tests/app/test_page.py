@@ -16,10 +16,10 @@ import pytest
 import soundfile
 from conftest import GOLDEN
 from PIL import Image
+from video_files import probe, read_video
 
 from dicetalk_jax.app.drawn import draw_portrait
 from dicetalk_jax.media.audio import read_sound
-from dicetalk_jax.media.video import probe, read_video
 
 SECOND = 1000
 # Compiling, on a machine that does other things as well.
@@ -138,7 +138,7 @@ def test_from_upload_to_video(visit, speech, tmp_path, server):
     (tmp_path / path.name).write_bytes(path.read_bytes())
   latents, video = run_line(command, tmp_path, server.environment)
   assert latents == json.loads((kept.parent / "result.json").read_text())["latents"]
-  assert np.array_equal(read_video(video)[0], read_video(saved)[0])
+  assert np.array_equal(read_video(video), read_video(saved))
 
 
 # Runs the command line and tells its latents as a result's record does.

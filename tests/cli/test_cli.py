@@ -18,13 +18,13 @@ from conftest import GOLDEN
 from PIL import Image
 from release import load_tensors, small_release, small_weights
 from talkers import minute_talker
+from video_files import probe
 
 import dicetalk_jax
 from dicetalk_jax.cli import main
 from dicetalk_jax.cli.terminal import interruptible
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.inference.pipeline import DiceTalk
-from dicetalk_jax.media.video import probe
 
 BOX = ["--face-box", "100", "30", "100", "135"]
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

@@ -18,10 +18,10 @@ import soundfile
 from conftest import GOLDEN
 from PIL import Image
 from random_weights import random_weights
+from video_files import probe, read_video
 
 from dicetalk_jax.cli import main
 from dicetalk_jax.media.audio import read_sound
-from dicetalk_jax.media.video import probe, read_video
 
 OPTIONS = "--face-box 10 10 40 40 --size 64 --steps 1 --window 4 --shift 2 --no-interpolate"
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -132,7 +132,7 @@ def test_twenty_jobs_three_bad_killed_twice(start, tmp_path, monkeypatch):
   for job in good:
     video = probe(tmp_path / job["out"])
     assert (video.frames, video.width, video.height) == (FRAMES[job["audio"]], 64, 64)
-    assert len(read_video(tmp_path / job["out"])[0]) == FRAMES[job["audio"]]
+    assert len(read_video(tmp_path / job["out"])) == FRAMES[job["audio"]]
   assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
   inputs = {"me.png", "jobs.jsonl", "jobs.results.jsonl", *FRAMES}
   assert {path.name for path in tmp_path.iterdir()} == inputs | {job["out"] for job in good}
@@ -175,7 +175,7 @@ def test_two_hosts_share_a_list_and_one_goes_on(start, tmp_path):
   found = [json.loads(line) for line in (tmp_path / "jobs.results.1-of-2.jsonl").read_text().splitlines()]
   assert [(record["job"], record["status"]) for record in found] == [(2, "done"), (4, "done"), (6, "done")]
   # Whoever makes a video, it is the same.
-  assert np.array_equal(read_video(tmp_path / "0.mp4")[0], read_video(tmp_path / "3.mp4")[0])
+  assert np.array_equal(read_video(tmp_path / "0.mp4"), read_video(tmp_path / "3.mp4"))
 
   jobs[2]["audio"] = "short.wav"
   alone = start(jobs)

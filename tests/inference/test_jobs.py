@@ -17,6 +17,7 @@ import soundfile
 from conftest import GOLDEN, quick_compilation
 from PIL import Image
 from random_weights import random_weights
+from video_files import probe, read_video
 
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError, WeightsError
@@ -26,7 +27,6 @@ from dicetalk_jax.inference.jobs.runner import run_jobs, weights_identity
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.inference.video import Video
 from dicetalk_jax.media.audio import read_sound
-from dicetalk_jax.media.video import probe, read_video
 from dicetalk_jax.weights.folder import Weights
 
 # Four frames of 64×64.
@@ -232,8 +232,8 @@ def test_what_is_made_stays_and_what_failed_or_changed_is_done(folder, talker, t
   assert all(record["error"] is None for record in found if record["status"] == "done") and found[2]["error"] == error
   assert all(record["seconds"] > 0 and len(record["digest"]) == 32 for record in found)
   alone = talker.generate(folder / "me.png", folder / "speech.wav", "happy", **vars(SMALL)).save(folder / "alone.mp4")
-  assert np.array_equal(read_video(alone)[0], read_video(folder / "a.mp4")[0])
-  assert not np.array_equal(read_video(alone)[0], read_video(folder / "b.mkv")[0])
+  assert np.array_equal(read_video(alone), read_video(folder / "a.mp4"))
+  assert not np.array_equal(read_video(alone), read_video(folder / "b.mkv"))
 
   before = stamps(folder)
   assert str(run_jobs(talker, write(folder, *jobs), SMALL)) == "0 done, 3 already done, 1 failed"

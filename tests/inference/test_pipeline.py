@@ -12,13 +12,13 @@ from conftest import GOLDEN, draw, golden, relative_error
 from PIL import Image
 from reference import released_sampler
 from talkers import golden_talker, minute_talker
+from video_files import probe
 
 from dicetalk_jax.errors import InputError, WeightsError
 from dicetalk_jax.inference import denoising
 from dicetalk_jax.inference.pipeline import DiceTalk
 from dicetalk_jax.media.audio import log_mel, read_audio, read_sound
 from dicetalk_jax.media.face import Face
-from dicetalk_jax.media.video import probe
 
 PORTRAIT, SPEECH, BOX = GOLDEN / "portrait.png", GOLDEN / "speech.wav", (100, 30, 100, 135)
 # What most tests here share, so that few programs are compiled: 64×128 pixels, windows of 5 frames.

@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers
 from conftest import config_json, draw, golden, relative_error, stand_in
+from state_dicts import to_flax
 
 from dicetalk_jax.models.audio_encoder import AudioEncoder
-from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import AUDIO_ENCODER
 
 

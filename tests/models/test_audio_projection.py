@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 from conftest import draw, golden, relative_error, stand_in
+from state_dicts import to_flax
 
 from dicetalk_jax.models.audio_projection import AudioProjection
-from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import AUDIO_PROJECTION
 
 

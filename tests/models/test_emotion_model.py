@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import draw, golden, relative_error, stand_in
+from state_dicts import to_flax
 
 from dicetalk_jax.models.emotion_bank import EmotionBank, EmotionModel, bank_loss
 from dicetalk_jax.models.emotion_discriminator import EmotionDiscriminator
-from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import EMOTION_MODEL
 
 

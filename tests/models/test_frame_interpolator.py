@@ -9,9 +9,9 @@ import pytest
 import torch
 import weights
 from conftest import draw, golden, manifest, relative_error
+from state_dicts import to_flax
 
 from dicetalk_jax.models.frame_interpolator import FrameInterpolator, _resize, warp
-from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import FRAME_INTERPOLATOR
 
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import torch
 from conftest import draw, golden, relative_error, stand_in
+from state_dicts import to_flax
 
 from dicetalk_jax.models.pose_guider import PoseGuider
-from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import POSE_GUIDER
 
 

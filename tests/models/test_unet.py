@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import config_json, draw, golden, quick_compilation, relative_error, stand_in
+from state_dicts import to_flax
 from talkers import CHANNELS, minute_unet
 
 from dicetalk_jax.models.unet import UNet, resize_bicubic
 from dicetalk_jax.weights.architectures import small_unet
 from dicetalk_jax.weights.networks import network_shapes
-from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import UNET
 
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import config_json, draw, golden, relative_error, stand_in
+from state_dicts import to_flax
 
 from dicetalk_jax.models.vae import VAE
-from dicetalk_jax.weights.release.names import to_flax
 from dicetalk_jax.weights.release.tables import VAE as TABLE
 
 

@@ -16,6 +16,7 @@ import pytest
 import scipy.io
 import soundfile
 from conftest import GOLDEN, relative_error
+from video_files import probe, read_video
 
 from dicetalk_jax.data.build.prepare import PrepareConfig, prepare
 from dicetalk_jax.data.records import Clip, Rejected, Source, decode_frames
@@ -23,7 +24,7 @@ from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.media.audio import read_audio
 from dicetalk_jax.media.face import Face
 from dicetalk_jax.media.image import read_image, resize
-from dicetalk_jax.media.video import read_video, write_video
+from dicetalk_jax.media.video import write_video
 
 SIZE = 96
 SMALL = PrepareConfig(size=SIZE)
@@ -298,7 +299,7 @@ def scene(*faces, height=300, width=620, count=30, move=(0, 0)):
 def test_the_crop_is_steady_and_holds_the_head(tmp_path):
   path = write_video(tmp_path / "a.mp4", scene((150, 90, 1), move=(3, 1)), 25, noise(1.2))
   clip = only(path, PrepareConfig(size=128), None)
-  frames, original = decode_frames(clip.frames), read_video(path)[0]
+  frames, original = decode_frames(clip.frames), read_video(path)
   # The background does not move, so the crop does not; it is found again by its scale and place.
   assert np.abs(frames[0, :, -6:].astype(float) - frames[-1, :, -6:]).mean() < 6
   x, y, w, h = clip.face_box
@@ -568,7 +569,7 @@ def test_real_clips_of_mead(tmp_path, examples):
       expression=path.with_suffix(".mat"),
       audio=examples / "speech" / "male.wav",
     )
-    original, fps = read_video(path)
+    original, fps = read_video(path), probe(path).fps
     coefficient = scipy.io.loadmat(path.with_suffix(".mat"))["coeff"]
     assert fps == 25 and clip.num_frames == len(original) == len(coefficient)
     np.testing.assert_allclose(clip.expression, coefficient[:, 80:144], atol=1e-5)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 from data.build.test_prepare import mux, noise, scene, source
+from video_files import read_video
 
 from dicetalk_jax.data.build.prepare import PrepareConfig, prepare
 from dicetalk_jax.data.records import Clip, Rejected, decode_frames
-from dicetalk_jax.media.video import read_video, write_video
+from dicetalk_jax.media.video import write_video
 
 SMALL = PrepareConfig(size=96)
 PLACE = (240, 60, 1)
@@ -57,7 +58,7 @@ def test_two_scenes_at_different_places(tmp_path):
 
 def test_real_people_cut_together(tmp_path, examples):
   one, other = (
-    read_video(examples / "mead" / f"{name}.mp4")[0]
+    read_video(examples / "mead" / f"{name}.mp4")
     for name in ("M030_front_angry_level3_001", "W009_front_happy_level3_001")
   )
   clip, reasons = results(film(tmp_path, one[:60], other[20:60]))
@@ -172,4 +173,4 @@ def test_every_real_clip_is_kept_whole(examples):
   for path in paths:
     clip, reasons = results(path, PrepareConfig(size=64), audio=examples / "speech" / "male.wav")
     assert not reasons, (path.name, reasons)
-    assert clip.num_frames == len(read_video(path)[0])
+    assert clip.num_frames == len(read_video(path))

@@ -11,6 +11,7 @@ from conftest import draw, relative_error
 from embedder_in_torch import Embedder
 from flax.traverse_util import flatten_dict
 from release import load_tensors, small_release, small_weights, variation
+from state_dicts import to_flax, to_torch
 from talkers import EMBEDDER, embedder_params, with_embedder
 
 from dicetalk_jax.errors import WeightsError
@@ -18,7 +19,7 @@ from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
 from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.release.export import export
-from dicetalk_jax.weights.release.names import plan, to_flax, to_torch
+from dicetalk_jax.weights.release.names import plan
 
 TABLE = NETWORKS["emotion_embedder"].table
 

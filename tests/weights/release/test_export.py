@@ -21,13 +21,13 @@ from release import (
   variation,
   write_release,
 )
+from state_dicts import to_torch
 
 from dicetalk_jax.errors import OutputError, WeightsError
 from dicetalk_jax.weights.folder import Weights
 from dicetalk_jax.weights.networks import NETWORKS
 from dicetalk_jax.weights.release.convert import convert
 from dicetalk_jax.weights.release.export import export
-from dicetalk_jax.weights.release.names import to_torch
 from dicetalk_jax.weights.widening import widen
 
 OWN = {f"DICE-Talk/{name}.pth" for name in ("unet", "pose_guider", "audio_linear", "emo_model")}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import config_json, manifest, stand_in
 from flax.traverse_util import flatten_dict
+from state_dicts import to_flax, to_torch
 
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.models.audio_encoder import AudioEncoder
@@ -15,7 +16,7 @@ from dicetalk_jax.models.frame_interpolator import FrameInterpolator
 from dicetalk_jax.models.image_encoder import ImageEncoder
 from dicetalk_jax.models.pose_guider import PoseGuider
 from dicetalk_jax.weights.release import tables
-from dicetalk_jax.weights.release.names import plan, to_flax, to_torch
+from dicetalk_jax.weights.release.names import plan
 
 FRAME = (1, 32, 32, 3)
 NETWORKS = {

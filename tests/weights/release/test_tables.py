@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from conftest import config_json, manifest
 from flax.traverse_util import flatten_dict
+from state_dicts import to_flax, to_torch
 
 from dicetalk_jax.errors import WeightsError
 from dicetalk_jax.weights.networks import NETWORKS, build, network_shapes
-from dicetalk_jax.weights.release.names import Rule, Table, plan, to_flax, to_torch
+from dicetalk_jax.weights.release.names import Rule, Table, plan
 
 ADAPTERS = {"adapter_scales": [1.0, 1.0]}
 AUDIO = {"window": 10, "states": 5, "d_model": 384}
