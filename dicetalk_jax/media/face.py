@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -26,10 +25,8 @@ class Face:
     return self.box[2] * self.box[3]
 
 
-class FaceDetector(Protocol):
-  """Anything that finds the faces of an image, uint8 RGB (h, w, 3), in any order."""
-
-  def __call__(self, image: np.ndarray) -> list[Face]: ...
+# Anything that finds the faces of an image, uint8 RGB (h, w, 3), in any order.
+FaceDetector = Callable[[np.ndarray], list[Face]]
 
 
 class HaarDetector:

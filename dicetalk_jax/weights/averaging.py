@@ -23,18 +23,15 @@ def average(every: Sequence[Weights], out: str | os.PathLike) -> Weights:
     raise WeightsError(f"{len(every)} weights folder was given to average; give two or more")
   check_new(out)
   first, networks = every[0], {}
+  ours = first.config["networks"]
   for other in every[1:]:
-    if other.config["networks"] != first.config["networks"]:
-      differ = sorted(
-        name
-        for name in {**first.config["networks"], **other.config["networks"]}
-        if first.config["networks"].get(name) != other.config["networks"].get(name)
-      )
+    theirs = other.config["networks"]
+    if differ := sorted(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)):
       raise WeightsError(
         f"{first.folder} and {other.folder} differ in the sizes of {', '.join(differ)}; give weights of the same "
         "networks"
       )
-  for name in first.config["networks"]:
+  for name in ours:
     leaves = [dict(weights.tensors(name).read()) for weights in every]
     if any(not np.array_equal(leaf, other[path]) for other in leaves[1:] for path, leaf in leaves[0].items()):
       networks[name] = unflatten_dict(

@@ -114,13 +114,11 @@ def network_inputs(name: str, config: Mapping, module: nn.Module | None = None) 
   """
   inputs = row(name).inputs(module or build(name, config), config)
   return {
-    argument: jax.ShapeDtypeStruct(shape, jnp.float32) if _is_shape(shape) else shape
+    argument: jax.ShapeDtypeStruct(shape, jnp.float32)
+    if isinstance(shape, tuple) and all(isinstance(side, int) for side in shape)
+    else shape
     for argument, shape in inputs.items()
   }
-
-
-def _is_shape(value) -> bool:
-  return isinstance(value, tuple) and all(isinstance(side, int) for side in value)
 
 
 def network_shapes(name: str, config: Mapping, module: nn.Module | None = None) -> dict:

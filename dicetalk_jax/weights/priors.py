@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.files import existing_file
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 _LARGEST = 1 << 20  # bytes; a prior takes about 1500
@@ -105,17 +106,11 @@ class _NoPrior(ValueError):
 
 
 def _content(path: pathlib.Path) -> bytes:
-  if not os.path.exists(path):
-    raise InputError(f"The emotion file {path} was not found.")
-  if not os.path.isfile(path):
-    raise InputError(f"{path} is not a file; an emotion prior is a {', '.join(SUFFIXES)} file.")
-  try:
-    with open(path, "rb") as file:
-      data = file.read(_LARGEST + 1)
-  except OSError as error:
-    raise InputError(f"The emotion file {path} cannot be opened: {error.strerror}.") from None
-  if not data:
-    raise InputError(f"The emotion file {path} is empty (0 bytes).")
+  if not path.is_file():
+    state = "is not a file" if path.exists() else "was not found"
+    raise InputError(f"The emotion file {path} {state}; an emotion prior is a {', '.join(SUFFIXES)} file.")
+  with existing_file(path, "emotion file").open("rb") as file:
+    data = file.read(_LARGEST + 1)
   if len(data) > _LARGEST:
     raise InputError(f"{path} is larger than 1 MiB; an emotion prior has a few kilobytes.")
   return data

@@ -251,7 +251,8 @@ def _run(jobs, make, shard_of, workers) -> Iterator[Job]:
             with _interrupts_held():
               running[pool.submit(_make_part, make, job, shard_of[job.name].part(job))] = job
           done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-          for future in done:
+          # Failures last, so that nothing that is complete is passed over.
+          for future in sorted(done, key=lambda future: future.exception() is not None):
             future.result()
             yield running.pop(future)
     except BrokenProcessPool:

@@ -58,7 +58,7 @@ def build_set(
 
 
 class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Base of the builders. `layout`: the layout with other settings than its defaults."""
+  """Base of the builders of the sets in `LAYOUTS`. `layout`: the layout with other settings than its defaults."""
 
   VERSION = tfds.core.Version(VERSION)
   LAYOUT: ClassVar[type]
@@ -85,30 +85,20 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class Mead(ClipBuilder):
-  """See dicetalk_jax.data.build.mead."""
-
   LAYOUT = MeadLayout
 
 
 class Hdtf(ClipBuilder):
-  """See dicetalk_jax.data.build.hdtf."""
-
   LAYOUT = HdtfLayout
 
 
 class Voxceleb2(ClipBuilder):
-  """See dicetalk_jax.data.build.voxceleb2."""
-
   LAYOUT = Voxceleb2Layout
 
 
 class Clips(ClipBuilder):
-  """See dicetalk_jax.data.build.folder."""
-
   LAYOUT = ClipsLayout
 
 
 class Synthetic(ClipBuilder):
-  """See dicetalk_jax.data.build.synthetic."""
-
   LAYOUT = SyntheticLayout

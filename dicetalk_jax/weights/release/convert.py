@@ -53,7 +53,7 @@ def convert(
     files = []
     for network in release.networks:
       used = [t for t in network.tensors if t.entry]
-      shapes = {t.entry.path: _flax_shape(t) for t in used}
+      shapes = {t.entry.path: jax.ShapeDtypeStruct(t.entry.transform.shape(t.spec.shape), t.spec.dtype) for t in used}
       write_network(folder, network.name, shapes, report(network.name, (_parameter(*t) for t in _read(release, used))))
       files += _write_unused(release, network, folder, slim, report)
     write_json({"documents": release.documents, "files": files}, folder / SOURCE, indent=None)
@@ -67,10 +67,6 @@ def _priors(release: Release, folder: str | os.PathLike | None) -> dict:
     folder = next((folder for folder in folders if any(folder.glob("*.npy"))), None)
   sizes = (network.config["prior_dim"] for network in release.networks if "prior_dim" in network.config)
   return read_priors(folder, next(sizes, 256)) if folder is not None else {}
-
-
-def _flax_shape(tensor: Tensor) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(tensor.entry.transform.shape(tensor.spec.shape), tensor.spec.dtype)
 
 
 def _read(release: Release, tensors: list[Tensor]) -> Iterator[tuple[Path, Tensor, np.ndarray]]:

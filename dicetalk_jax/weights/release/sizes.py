@@ -33,10 +33,6 @@ class Checkpoint:
       raise WeightsError(f"{self.where}: tensor '{key}' has shape {self.specs[key].shape}; {rank} axes are required.")
     return self.specs[key].shape
 
-  def prefix(self, name: str) -> str:
-    """`name` if tensor names start with it, else an empty string."""
-    return name if any(key.startswith(name) for key in self.specs) else ""
-
 
 Reader = Callable[[Checkpoint], dict]
 
@@ -151,5 +147,5 @@ def emotion_model_document(config: Mapping) -> dict:
 
 
 def frame_interpolator(checkpoint: Checkpoint) -> dict:
-  prefix = checkpoint.prefix("module.")
+  prefix = "module." if any(key.startswith("module.") for key in checkpoint.specs) else ""
   return {"features": checkpoint.shape(f"{prefix}block0.convblock0.0.0.weight", 4)[0]}
