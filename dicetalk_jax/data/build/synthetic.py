@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -94,7 +93,7 @@ class SyntheticLayout:
       raise InputError(f"voices is '{self.voices}'; choose own or any")
     limits = {
       **dict(people=(1, _FIRST_TEST), test_people=(0, _FIRST_TEST), takes=(1, 10_000), scenes=(1, _SCENES_IN_ALL)),
-      **dict(min_level=(LEVELS[0], LEVELS[-1]), longest=(2, math.inf), size=(64, _LARGEST), seed=(0, 999)),
+      **dict(min_level=(LEVELS[0], LEVELS[-1]), longest=(2, 1_000_000), size=(64, _LARGEST), seed=(0, 999)),
     }
     for name, (low, high) in limits.items():
       value = getattr(self, name)
