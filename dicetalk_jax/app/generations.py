@@ -170,11 +170,8 @@ class Generations:
       generation.frames_done = first + len(frames)
 
     progress("preparing", 0, 0)
-    config = request.config
-    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    video = self._talker.generate(
-      request.portrait.path, request.speech.path, request.emotion.spec, **options, progress=progress, show=show
-    )
+    inputs = request.portrait.path, request.speech.path, request.emotion.spec
+    video = self._talker.generate(*inputs, **vars(request.config), progress=progress, show=show)
     generation.result = self._results.add(
       generation.visitor,
       video,
@@ -185,7 +182,7 @@ class Generations:
       emotion=request.emotion.text,
       seconds=len(video.audio) / video.sample_rate,
       size=(video.frames.shape[2], video.frames.shape[1]),
-      seed=config.seed,
+      seed=request.config.seed,
       took=time.monotonic() - generation.begun,
     )
 

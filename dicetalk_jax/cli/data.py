@@ -1,13 +1,13 @@
 """The verbs `data build`, `data encode` and `data inspect`."""
 
-import contextlib
 import dataclasses
 import pathlib
 from typing import Annotated, Literal
 
 import tyro
 
-from dicetalk_jax.cli.terminal import console, interruptible, progress_bars
+from dicetalk_jax.cli.groups import verb_group
+from dicetalk_jax.cli.terminal import interruptible_bars, say
 from dicetalk_jax.data.build.folder import ClipsLayout
 from dicetalk_jax.data.build.hdtf import HdtfLayout
 from dicetalk_jax.data.build.mead import MeadLayout
@@ -15,18 +15,6 @@ from dicetalk_jax.data.build.synthetic import SyntheticLayout
 from dicetalk_jax.data.build.voxceleb2 import Voxceleb2Layout
 from dicetalk_jax.errors import InputError, OutputError
 from dicetalk_jax.files import check_file, new_file, protect_inputs
-
-
-@contextlib.contextmanager
-def _progress():
-  """Progress bars that also stop after a Ctrl-C which Python lost in a destructor."""
-  with progress_bars() as show, interruptible() as stop_if_interrupted:
-
-    def progress(stage, done, total):
-      stop_if_interrupted()
-      show(stage, done, total)
-
-    yield progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +30,10 @@ class _Building:
   def run(self):
     from dicetalk_jax.data.build.tfds import build_set
 
-    with _progress() as progress:
+    with interruptible_bars() as progress:
       report = build_set(self.layout, self.out, getattr(self, "root", None), self.workers, progress)
     print(report)
     print(f"next: dicetalk data inspect {self.out}")
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildSynthetic(_Building):
-  """Draw a set of people who speak with eight emotions at three levels. Every factor is known.
-
-  Example: dicetalk data build synthetic --out data/synthetic --people 40
-  """
-
-  layout: tyro.conf.OmitArgPrefixes[SyntheticLayout] = dataclasses.field(default_factory=SyntheticLayout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,44 +44,11 @@ class _BuildingOfFiles(_Building):
   """Folder of the published set, or of your videos."""
 
 
-@dataclasses.dataclass(frozen=True)
-class BuildMead(_BuildingOfFiles):
-  """Build MEAD from a folder that holds M003/video/front/angry/level_1/001.mp4 beside M003/audio/angry/level_1/001.m4a.
-
-  Example: dicetalk data build mead --root /sets/MEAD --out data/mead
-  """
-
-  layout: tyro.conf.OmitArgPrefixes[MeadLayout] = dataclasses.field(default_factory=MeadLayout)
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildHdtf(_BuildingOfFiles):
-  """Build HDTF from a folder of its cut clips with sound, such as WDA_BarackObama_000.mp4.
-
-  Example: dicetalk data build hdtf --root /sets/HDTF --out data/hdtf
-  """
-
-  layout: tyro.conf.OmitArgPrefixes[HdtfLayout] = dataclasses.field(default_factory=HdtfLayout)
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildVoxceleb2(_BuildingOfFiles):
-  """Build VoxCeleb2 from a folder that holds dev/mp4/id00012/<video>/00001.mp4.
-
-  Example: dicetalk data build voxceleb2 --root /sets/VoxCeleb2 --out data/voxceleb2
-  """
-
-  layout: tyro.conf.OmitArgPrefixes[Voxceleb2Layout] = dataclasses.field(default_factory=Voxceleb2Layout)
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildClips(_BuildingOfFiles):
-  """Build a folder of your own videos. Labels, if any, are in labels.csv (columns file, identity, emotion, level, …).
-
-  Example: dicetalk data build clips --root my_videos --out data/mine
-  """
-
-  layout: tyro.conf.OmitArgPrefixes[ClipsLayout] = dataclasses.field(default_factory=ClipsLayout)
+def _building(base: type, layout: type, summary: str, example: str) -> type:
+  name = f"Build{layout.__name__.removesuffix('Layout')}"
+  field = ("layout", tyro.conf.OmitArgPrefixes[layout], dataclasses.field(default_factory=layout))
+  doc = f"{summary}\n\nExample: dicetalk data build {example}"
+  return dataclasses.make_dataclass(name, [field], bases=(base,), namespace={"__doc__": doc}, frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,19 +87,10 @@ class Encode:
   def run(self):
     from dicetalk_jax.data.encode.runner import encode
 
-    with _progress() as progress:
-      done = encode(
-        self.data,
-        self.out,
-        self.weights,
-        what=self.what,
-        batch=self.batch,
-        part=self.part,
-        reference_every=self.reference_every,
-        dtype=self.dtype,
-        progress=progress,
-      )
-    print(done)
+    with interruptible_bars() as progress:
+      options = (self.what, self.batch, self.part, self.reference_every, self.dtype)
+      report = encode(self.data, self.out, self.weights, *options, progress=progress)
+    print(report)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,52 +121,59 @@ class Inspect:
       check_file(self.sheet, "contact sheet")
     print(summarise(self.data))
     if self.sheet:
-      with _progress() as progress:
+      with interruptible_bars() as progress:
         sheet = contact_sheet(self.data, self.split, progress=progress)
       try:
         with new_file(self.sheet) as temporary:
           sheet.save(temporary, Image.registered_extensions()[self.sheet.suffix.lower()])
       except OSError as error:
         raise OutputError(f"contact sheet {self.sheet} cannot be written: {error}") from error
-      console.print(f"contact sheet: {self.sheet}", soft_wrap=True, markup=False)
+      say(f"contact sheet: {self.sheet}")
 
 
-def _subcommand(name, verb):
-  return Annotated[verb, tyro.conf.subcommand(name=name)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Build:
-  """Build a data set from a published set on your disk, from your own videos, or from the drawn world."""
-
-  set: Annotated[
-    tyro.conf.OmitSubcommandPrefixes[
-      _subcommand("synthetic", BuildSynthetic)
-      | _subcommand("mead", BuildMead)
-      | _subcommand("hdtf", BuildHdtf)
-      | _subcommand("voxceleb2", BuildVoxceleb2)
-      | _subcommand("clips", BuildClips)
-    ],
-    tyro.conf.arg(name=""),
-  ]
-
-  def run(self):
-    self.set.run()
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
+Build = verb_group(
+  "Build",
+  "Build a data set from a published set on your disk, from your own videos, or from the drawn world.",
+  {
+    "synthetic": _building(
+      _Building,
+      SyntheticLayout,
+      "Draw a set of people who speak with eight emotions at three levels. Every factor is known.",
+      "synthetic --out data/synthetic --people 40",
+    ),
+    "mead": _building(
+      _BuildingOfFiles,
+      MeadLayout,
+      "Build MEAD from a folder that holds M003/video/front/angry/level_1/001.mp4 beside "
+      "M003/audio/angry/level_1/001.m4a.",
+      "mead --root /sets/MEAD --out data/mead",
+    ),
+    "hdtf": _building(
+      _BuildingOfFiles,
+      HdtfLayout,
+      "Build HDTF from a folder of its cut clips with sound, such as WDA_BarackObama_000.mp4.",
+      "hdtf --root /sets/HDTF --out data/hdtf",
+    ),
+    "voxceleb2": _building(
+      _BuildingOfFiles,
+      Voxceleb2Layout,
+      "Build VoxCeleb2 from a folder that holds dev/mp4/id00012/<video>/00001.mp4.",
+      "voxceleb2 --root /sets/VoxCeleb2 --out data/voxceleb2",
+    ),
+    "clips": _building(
+      _BuildingOfFiles,
+      ClipsLayout,
+      "Build a folder of your own videos. Labels, if any, are in labels.csv (columns file, identity, emotion, level, "
+      "…).",
+      "clips --root my_videos --out data/mine",
+    ),
+  },
+)
+Data = verb_group(
+  "Data",
   """Build, encode and inspect data sets.
 
   Example: dicetalk data build synthetic --out data/synthetic
-  """
-
-  verb: Annotated[
-    tyro.conf.OmitSubcommandPrefixes[
-      _subcommand("build", Build) | _subcommand("encode", Encode) | _subcommand("inspect", Inspect)
-    ],
-    tyro.conf.arg(name=""),
-  ]
-
-  def run(self):
-    self.verb.run()
+  """,
+  {"build": Build, "encode": Encode, "inspect": Inspect},
+)

@@ -3,13 +3,13 @@
 It uses the small weights inside the package.
 """
 
-import argparse
 import pathlib
 import re
 import sys
 from collections.abc import Mapping
 
 import numpy as np
+import tyro
 from PIL import Image, ImageDraw
 
 from dicetalk_jax.data.build.synthetic import test_person
@@ -48,40 +48,41 @@ def contact_sheet(videos: Mapping[str, np.ndarray], portrait: Image.Image, colum
   return sheet
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo"), help="folder for the videos")
-  parser.add_argument("--audio", type=pathlib.Path, help="your own recording instead of synthetic speech")
-  parser.add_argument("--person", type=int, default=PERSON, help="number of the drawn person")
-  parser.add_argument("--emotion", action="append", help="instead of the demo's emotions; may be repeated")
-  arguments = parser.parse_args()
-  try:
-    run(arguments)
-  except DiceTalkError as error:
-    sys.exit(f"error: {error}")
+def demo(
+  out: pathlib.Path = pathlib.Path("demo"),
+  audio: pathlib.Path | None = None,
+  person: int = PERSON,
+  emotion: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+):
+  """Generates the videos.
 
-
-def run(arguments):
+  Args:
+    out: Folder for the videos.
+    audio: Your own recording instead of synthetic speech.
+    person: Number of the drawn person.
+    emotion: Instead of the demo's emotions; may be repeated.
+  """
   use_fast_convolutions()
   keep_compiled_programs()
-  arguments.out.mkdir(parents=True, exist_ok=True)
-  number = test_person(0, arguments.person)
-  person, rest = draw_identity(number), np.zeros((1, len(PARAMETERS)), np.float32)
-  portrait = Image.fromarray(render(person, rest, 2 * SIZE)[0])
-  portrait.save(arguments.out / "portrait.png")
-  audio = arguments.audio or (speak(SENTENCE, draw_voice(number)).audio, SAMPLE_RATE)
-  emotions = {name: name for name in arguments.emotion or ()} or EMOTIONS
+  out.mkdir(parents=True, exist_ok=True)
+  number = test_person(0, person)
+  identity, rest = draw_identity(number), np.zeros((1, len(PARAMETERS)), np.float32)
+  portrait = Image.fromarray(render(identity, rest, 2 * SIZE)[0])
+  portrait.save(out / "portrait.png")
+  speech = audio or (speak(SENTENCE, draw_voice(number)).audio, SAMPLE_RATE)
   talker, videos = DiceTalk.load(), {}
   print("The small weights inside the package were trained on drawn people only, and this is a drawn person.")
   print("For portraits of real people, fetch and convert the published weights: dicetalk download, dicetalk convert.")
-  for name, emotion in emotions.items():
-    video = talker.generate(portrait, audio, emotion, face_box=face_box(person, rest, 2 * SIZE), size=SIZE)
+  for name, text in ({text: text for text in emotion} or EMOTIONS).items():
+    video = talker.generate(portrait, speech, text, face_box=face_box(identity, rest, 2 * SIZE), size=SIZE)
     videos[name] = video.frames
-    print(video.save(arguments.out / f"{re.sub('[^a-z0-9.]+', '_', name.lower())}.mp4"), flush=True)
-  sheet = arguments.out / "sheet.png"
-  contact_sheet(videos, portrait).save(sheet)
-  print(sheet)
+    print(video.save(out / f"{re.sub('[^a-z0-9.]+', '_', name.lower())}.mp4"), flush=True)
+  contact_sheet(videos, portrait).save(out / "sheet.png")
+  print(out / "sheet.png")
 
 
 if __name__ == "__main__":
-  main()
+  try:
+    tyro.cli(demo, description=__doc__)
+  except DiceTalkError as error:
+    sys.exit(f"error: {error}")

@@ -5,9 +5,8 @@ import pathlib
 from typing import Annotated
 
 import tyro
-from rich.text import Text
 
-from dicetalk_jax.cli.terminal import console, interruptible, progress_bars
+from dicetalk_jax.cli.terminal import interruptible_bars, say, say_error
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import InputError
 from dicetalk_jax.files import protect_inputs
@@ -67,12 +66,14 @@ class Generate:
     missing = [f"--{name}" for name in names if getattr(self, name) is None]
     if present if self.jobs else missing:
       problem = f"--jobs with {' '.join(present)}" if self.jobs else f"{' '.join(missing)} missing"
-      console.print(
-        Text.assemble(("error: ", "red"), f"{problem}; give --image --audio --emotion --out, or --jobs alone"),
-        soft_wrap=True,
-      )
+      say_error(f"{problem}; give --image --audio --emotion --out, or --jobs alone")
       # The exit status of a wrong command line.
       raise SystemExit(2)
+    from dicetalk_jax.parallel import hosts
+    from dicetalk_jax.parallel.compilation import keep_compiled_programs
+
+    hosts.connect()
+    keep_compiled_programs()
     return self._run_jobs() if self.jobs else self._run_one()
 
   def _run_one(self) -> int:
@@ -84,11 +85,8 @@ class Generate:
     from dicetalk_jax.media.containers import open_video
     from dicetalk_jax.media.video import check_target
     from dicetalk_jax.parallel import hosts
-    from dicetalk_jax.parallel.compilation import keep_compiled_programs
     from dicetalk_jax.weights.folder import Weights
 
-    hosts.connect()
-    keep_compiled_programs()
     if jax.process_count() > 1 and not self.mesh:
       raise InputError(
         f"{jax.process_count()} processes would generate the same video; give --mesh to share its work, such as --mesh "
@@ -100,20 +98,12 @@ class Generate:
     protect_inputs(out, inputs | {"weights folder": weights, "preset": self.config})
     hosts.check_agreement({"generate": dataclasses.asdict(self)})
     talker = DiceTalk.load(self.weights, mesh=self.mesh)
-    options = {field.name: getattr(self.generation, field.name) for field in dataclasses.fields(self.generation)}
-    with progress_bars() as show, interruptible() as stop_if_interrupted:
-
-      def progress(stage, done, total):
-        stop_if_interrupted()
-        # The first host shows the progress of all.
-        if hosts.is_first():
-          show(stage, done, total)
-
-      video = talker.generate(self.image, self.audio, self.emotion, **options, progress=progress)
+    # The first host shows the progress of all.
+    with interruptible_bars(shown=hosts.is_first()) as progress:
+      video = talker.generate(self.image, self.audio, self.emotion, **vars(self.generation), progress=progress)
       if not hosts.is_first():
         return 0
-      for note in video.notes:
-        console.print(note, soft_wrap=True)
+      say(*video.notes)
       video.save(out, self.keep_resolution, lambda done, total: progress("encoding the video", done, total))
     with open_video(out) as container:
       stream = container.streams.video[0]
@@ -127,38 +117,21 @@ class Generate:
 
     from dicetalk_jax.inference.jobs.runner import part_from_hosts, run_jobs
     from dicetalk_jax.inference.pipeline import DiceTalk
-    from dicetalk_jax.parallel import hosts
-    from dicetalk_jax.parallel.compilation import keep_compiled_programs
     from dicetalk_jax.parallel.mesh import MeshConfig, make_mesh
 
-    hosts.connect()
-    keep_compiled_programs()
     # Each host generates videos of its own.
     mesh = make_mesh(MeshConfig.parse(self.mesh), jax.local_devices()) if self.mesh else None
     talker = DiceTalk.load(self.weights, mesh=mesh)
-    with progress_bars(one_bar=True) as show, interruptible() as stop_if_interrupted:
 
-      def progress(stage, done, total):
-        stop_if_interrupted()
-        show(stage, done, total)
+    def report(result):
+      say(f"line {result.job}: {result.status} in {result.seconds:.1f} s", *result.notes)
 
-      def report(result):
-        stop_if_interrupted()
-        _say(f"line {result.job}: {result.status} in {result.seconds:.1f} s", *result.notes)
-
+    with interruptible_bars(one_bar=True) as progress:
       host = jax.process_index(), jax.process_count()
-      outcome = run_jobs(
-        talker, self.jobs, self.generation, self.keep_resolution, host=host, progress=progress, report=report
-      )
+      outcome = run_jobs(talker, self.jobs, self.generation, self.keep_resolution, host, progress, report)
     print(outcome)
-    _say(*(f"line {line}: {error}" for line, error in outcome.failed))
+    say(*(f"line {line}: {error}" for line, error in outcome.failed))
     if outcome.stopped:
-      _say(f"stopped: {outcome.stopped}; fix this and run the same command again for the remaining {outcome.left}")
+      say(f"stopped: {outcome.stopped}; fix this and run the same command again for the remaining {outcome.left}")
     part_from_hosts()
     return 1 if outcome.failed else 0
-
-
-def _say(*lines):
-  # Plain text: a path may contain what rich takes for markup.
-  for line in lines:
-    console.print(Text(line), soft_wrap=True)

@@ -12,6 +12,7 @@ from rich.progress import (
   TimeElapsedColumn,
   TimeRemainingColumn,
 )
+from rich.text import Text
 
 from dicetalk_jax.files import interrupts
 
@@ -50,15 +51,28 @@ def progress_bars(of_bytes=False, one_bar=False):
 
 
 @contextlib.contextmanager
-def interruptible():
-  """Gives a function that raises the KeyboardInterrupt of an earlier Ctrl-C.
+def interruptible_bars(one_bar=False, shown=True):
+  """`progress_bars` that also raise the KeyboardInterrupt of an earlier Ctrl-C.
 
   JAX calls some callbacks from C++, where a KeyboardInterrupt is printed and lost.
   """
-  with interrupts(at_once=True) as interrupted:
+  with progress_bars(one_bar=one_bar) as show, interrupts(at_once=True) as interrupted:
 
-    def stop_if_interrupted():
+    def progress(stage, done, total):
       if interrupted.is_set():
         raise KeyboardInterrupt
+      if shown:
+        show(stage, done, total)
 
-    yield stop_if_interrupted
+    yield progress
+
+
+def say(*lines: str):
+  """Prints lines to the standard error, as they are: a path may contain what rich takes for markup."""
+  for line in lines:
+    console.print(line, soft_wrap=True, markup=False)
+
+
+def say_error(error):
+  """Prints an error."""
+  console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from dicetalk_jax.cli.terminal import STOPPED, console, progress_bars
+from dicetalk_jax.cli.groups import verb_group
+from dicetalk_jax.cli.terminal import STOPPED, progress_bars, say
 from dicetalk_jax.config import load_preset
 
 _SHOWN = ("loss", "denoising", "emotion", "vq", "accuracy", "grad_norm", "skipped")
@@ -88,7 +89,7 @@ def _train(train, config, result: str) -> int:
 
     def progress(what, done, total):
       if (what, done) == ("compile", 0):
-        _say("Compiling the training step. This can take minutes; a later start finds it in the cache.")
+        say("Compiling the training step. This can take minutes; a later start finds it in the cache.")
       elif what != "compile":
         bars(what, done, total)
 
@@ -99,7 +100,7 @@ def _train(train, config, result: str) -> int:
     def validated(step, scalars):
       _values(f"step {step}, held out", scalars)
 
-    _, outcome = train(config, report=report, progress=progress, warn=_say, validated=validated)
+    _, outcome = train(config, report=report, progress=progress, warn=say, validated=validated)
   if outcome.status == Status.FINISHED:
     print(f"{out}: finished after {outcome.step} steps; {pathlib.Path(result).stem}: {out / result}")
     return 0
@@ -107,115 +108,76 @@ def _train(train, config, result: str) -> int:
   return STOPPED
 
 
-def _say(message: str) -> None:
-  console.print(message, soft_wrap=True, markup=False)
-
-
 def _values(what: str, values) -> None:
-  _say(f"{what}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()))
+  say(f"{what}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Embedder(_PlannedStage):
-  """Stage 1: train the emotion embedder on encoded sets.
-
-  Example: dicetalk train embedder --config configs/embedder.py --set loop.steps=20000
-  """
-
-  SETTINGS, TRAIN = "training.config:EmbedderConfig", "training.embedder:train_embedder"
-
-
-@dataclasses.dataclass(frozen=True)
-class Adaptation(_PlannedStage):
-  """Stage 2: adapt the diffusion model to speech and emotion on encoded sets.
-
-  Example: dicetalk train adaptation --config configs/adaptation_512.py --set batches.batch=4
-  """
-
-  SETTINGS, TRAIN = "training.config:AdaptationConfig", "training.adaptation:train_adaptation"
+def _stage(base, name, settings, train, summary, example, result="weights"):
+  """The sub-verb of a stage; settings, train: modules of its configuration and of the function that trains."""
+  kind = name.title().replace("-", "")
+  return type(
+    kind,
+    (base,),
+    {
+      "__doc__": f"{summary}\n\nExample: dicetalk train {name} --config configs/{example}",
+      "SETTINGS": f"{settings}:{kind}Config",
+      "TRAIN": f"{train}:train_{name.replace('-', '_')}",
+      "RESULT": result,
+    },
+  )
 
 
-@dataclasses.dataclass(frozen=True)
-class Autoencoder(_Stage):
-  """Train a VAE from nothing on built sets.
-
-  Example: dicetalk train autoencoder --config configs/synthetic_small.py
-  """
-
-  SETTINGS = "training.foundations.config:AutoencoderConfig"
-  TRAIN = "training.foundations.autoencoder:train_autoencoder"
+def _foundation(name, summary, example="synthetic_small.py"):
+  module = f"training.foundations.{name.replace('-', '_')}"
+  return _stage(_Stage, name, "training.foundations.config", module, summary, example)
 
 
-@dataclasses.dataclass(frozen=True)
-class AudioEncoder(_Stage):
-  """Train a Whisper encoder from nothing on drawn sets, whose phonemes are known.
-
-  Example: dicetalk train audio-encoder --config configs/synthetic_small.py
-  """
-
-  SETTINGS = "training.foundations.config:AudioEncoderConfig"
-  TRAIN = "training.foundations.audio_encoder:train_audio_encoder"
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageEncoder(_Stage):
-  """Train a CLIP vision encoder from nothing on built sets, to recognise people.
-
-  Example: dicetalk train image-encoder --config configs/synthetic_small.py
-  """
-
-  SETTINGS = "training.foundations.config:ImageEncoderConfig"
-  TRAIN = "training.foundations.image_encoder:train_image_encoder"
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameInterpolator(_Stage):
-  """Train RIFE from nothing on built sets, to predict the frame between two others.
-
-  Example: dicetalk train frame-interpolator --config configs/synthetic_128.py
-  """
-
-  SETTINGS = "training.foundations.config:FrameInterpolatorConfig"
-  TRAIN = "training.foundations.frame_interpolator:train_frame_interpolator"
-
-
-@dataclasses.dataclass(frozen=True)
-class Measuring(_Stage):
-  """Train the network that `dicetalk evaluate` measures pictures with, on drawn people.
-
-  Example: dicetalk train measuring --config configs/synthetic_128.py
-  """
-
-  SETTINGS, TRAIN = "evaluation.measuring_stage:MeasuringConfig", "evaluation.measuring_stage:train_measuring"
-  RESULT = "measuring.safetensors"
-
-
-def _subcommand(name, verb):
-  return Annotated[verb, tyro.conf.subcommand(name=name)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
+Train = verb_group(
+  "Train",
   """Train one stage. Ctrl-C and SIGTERM save and exit with code 75; the same command continues the run.
 
   Example: dicetalk train embedder --config configs/embedder.py
-  """
-
-  stage: Annotated[
-    tyro.conf.OmitSubcommandPrefixes[
-      _subcommand("embedder", Embedder)
-      | _subcommand("adaptation", Adaptation)
-      | _subcommand("autoencoder", Autoencoder)
-      | _subcommand("audio-encoder", AudioEncoder)
-      | _subcommand("image-encoder", ImageEncoder)
-      | _subcommand("frame-interpolator", FrameInterpolator)
-      | _subcommand("measuring", Measuring)
-    ],
-    tyro.conf.arg(name=""),
-  ]
-
-  def run(self):
-    return self.stage.run()
+  """,
+  {
+    "embedder": _stage(
+      _PlannedStage,
+      "embedder",
+      "training.config",
+      "training.embedder",
+      "Stage 1: train the emotion embedder on encoded sets.",
+      "embedder.py --set loop.steps=20000",
+    ),
+    "adaptation": _stage(
+      _PlannedStage,
+      "adaptation",
+      "training.config",
+      "training.adaptation",
+      "Stage 2: adapt the diffusion model to speech and emotion on encoded sets.",
+      "adaptation_512.py --set batches.batch=4",
+    ),
+    "autoencoder": _foundation("autoencoder", "Train a VAE from nothing on built sets."),
+    "audio-encoder": _foundation(
+      "audio-encoder", "Train a Whisper encoder from nothing on drawn sets, whose phonemes are known."
+    ),
+    "image-encoder": _foundation(
+      "image-encoder", "Train a CLIP vision encoder from nothing on built sets, to recognise people."
+    ),
+    "frame-interpolator": _foundation(
+      "frame-interpolator",
+      "Train RIFE from nothing on built sets, to predict the frame between two others.",
+      "synthetic_128.py",
+    ),
+    "measuring": _stage(
+      _Stage,
+      "measuring",
+      "evaluation.measuring_stage",
+      "evaluation.measuring_stage",
+      "Train the network that `dicetalk evaluate` measures pictures with, on drawn people.",
+      "synthetic_128.py",
+      "measuring.safetensors",
+    ),
+  },
+)
 
 
 def spelt_out(arguments: list[str]) -> list[str]:

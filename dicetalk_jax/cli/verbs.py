@@ -11,7 +11,6 @@ from unittest import mock
 
 import docstring_parser
 import tyro
-from rich.text import Text
 
 from dicetalk_jax.cli.app import App
 from dicetalk_jax.cli.data import Data
@@ -20,7 +19,7 @@ from dicetalk_jax.cli.generate import Generate
 from dicetalk_jax.cli.plan import Plan
 from dicetalk_jax.cli.priors import Priors
 from dicetalk_jax.cli.release import Average, Convert, Download, Export, Info, Pack, Widen
-from dicetalk_jax.cli.terminal import console
+from dicetalk_jax.cli.terminal import say, say_error
 from dicetalk_jax.cli.train import Train, spelt_out
 from dicetalk_jax.config import GenerationConfig, load_preset
 from dicetalk_jax.errors import DiceTalkError, out_of_memory
@@ -101,21 +100,19 @@ def run(arguments: list[str]) -> int:
       )
     return command.run() or 0
   except DiceTalkError as error:
-    return _fail(error)
+    say_error(error)
+    return 1
   except KeyboardInterrupt:
-    console.print("stopped; files that were complete are untouched")
+    say("stopped; files that were complete are untouched")
     return 130
   except (MemoryError, RuntimeError, ValueError) as error:
     if not out_of_memory(error):
       hosts = sys.modules.get("dicetalk_jax.parallel.hosts")
-      if message := hosts and hosts.lost_process(error):
-        return _fail(message)
-      raise
-    smaller = "batches.batch, or remat" if arguments[0] == "train" else "--size, --window or --decode-chunk"
-    return _fail(f"the device has too little memory; try a smaller {smaller}")
-
-
-def _fail(error) -> int:
-  # Plain text: a path may contain what rich takes for markup.
-  console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
-  return 1
+      message = hosts and hosts.lost_process(error)
+      if not message:
+        raise
+    else:
+      smaller = "batches.batch, or remat" if arguments[0] == "train" else "--size, --window or --decode-chunk"
+      message = f"the device has too little memory; try a smaller {smaller}"
+    say_error(message)
+    return 1

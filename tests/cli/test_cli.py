@@ -22,7 +22,7 @@ from video_files import probe
 
 import dicetalk_jax
 from dicetalk_jax.cli import main
-from dicetalk_jax.cli.terminal import interruptible
+from dicetalk_jax.cli.terminal import interruptible_bars
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.inference.pipeline import DiceTalk
 
@@ -178,11 +178,11 @@ def test_ctrl_c_while_generating_leaves_no_video(weights, tmp_path):
 
 
 def test_a_ctrl_c_that_was_swallowed_counts_at_the_next_stage():
-  with pytest.raises(KeyboardInterrupt), interruptible() as stop_if_interrupted:
-    stop_if_interrupted()
+  with pytest.raises(KeyboardInterrupt), interruptible_bars(shown=False) as progress:
+    progress("denoising", 0, 2)
     with contextlib.suppress(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)
-    stop_if_interrupted()
+    progress("denoising", 1, 2)
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

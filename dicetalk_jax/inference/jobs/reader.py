@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -87,24 +88,16 @@ def read_jobs(
     jobs.append(job)
   if not jobs:
     raise InputError(f"list of jobs {path} holds no job; a line is a JSON object with {', '.join(_REQUIRED)}")
-  return _without_overwritten_inputs(jobs)
-
-
-def _without_overwritten_inputs(jobs: list[Job | BadLine]) -> list[Job | BadLine]:
-  """Makes a BadLine of each job that would replace an input of another line."""
   readers = {}
   for job in jobs:
-    if isinstance(job, Job):
-      for source in (source for sources in job.inputs.values() for source in sources):
-        if identity := _identity(source):
-          readers.setdefault(identity, job.line)
-
-  def checked(job):
-    reader = readers.get(_identity(job.out)) if isinstance(job, Job) else None
-    said = f"out {job.out} is an input of line {reader}, which it would replace; give another name"
-    return BadLine(job.line, said, job.settings["out"]) if reader else job
-
-  return [checked(job) for job in jobs]
+    for source in itertools.chain(*job.inputs.values()) if isinstance(job, Job) else ():
+      readers.setdefault(_identity(source), job.line)
+  readers.pop(None, None)
+  for place, job in enumerate(jobs):
+    if isinstance(job, Job) and (reader := readers.get(_identity(job.out))):
+      error = f"out {job.out} is an input of line {reader}, which it would replace; give another name"
+      jobs[place] = BadLine(job.line, error, job.settings["out"])
+  return jobs
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -112,7 +105,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
   with contextlib.suppress(OSError, ValueError):
     status = path.stat()
     return status.st_dev, status.st_ino
-  return None
 
 
 def _object(line: bytes) -> dict:
@@ -138,41 +130,36 @@ def _job(number: int, values: dict, folder: Path, defaults: GenerationConfig, ke
       raise InputError(f"{_shown(name)} is not a key of a job; {hint}")
   if missing := [name for name in _REQUIRED if name not in values]:
     raise InputError(f"{' and '.join(missing)} missing; a job has {', '.join(_REQUIRED)}")
-  options = {name: _value(name, value, _OPTIONS.get(name, str)) for name, value in values.items()}
+  options = {}
+  for name, value in values.items():
+    kind = _OPTIONS.get(name, str)
+    try:
+      options[name] = _converted(value, kind)
+    except (TypeError, OverflowError):
+      raise InputError(f"{name} is {_shown(value)}, wanted {_wanted(kind)}") from None
   required = {name: options.pop(name) for name in _REQUIRED}
   image, audio, out = (_complete(name, required[name], folder) for name in ("image", "audio", "out"))
   keep_resolution = options.pop("keep_resolution", keep_resolution)
   generation = dataclasses.replace(defaults, **options)
-  settings = required | {"keep_resolution": keep_resolution} | _changed(generation)
-  return Job(number, folder, image, audio, required["emotion"], out, generation, keep_resolution, settings)
-
-
-def _changed(generation: GenerationConfig) -> dict:
-  """The options other than their defaults, so that an option of a later version changes no older digest."""
-  values = {
+  # Only what differs from the defaults, so that an option of a later version changes no older digest.
+  changed = {
     field.name: value
     for field in dataclasses.fields(generation)
     if field.name not in _NOT_OF_THE_VIDEO and (value := getattr(generation, field.name)) != field.default
   }
   # 64 of a preset is 64.0 of a command line.
-  return json.loads(json.dumps(values, default=float), parse_int=float)
+  changed = json.loads(json.dumps(changed, default=float), parse_int=float)
+  settings = required | {"keep_resolution": keep_resolution} | changed
+  return Job(number, folder, image, audio, required["emotion"], out, generation, keep_resolution, settings)
 
 
 def _complete(name: str, text: str, folder: Path) -> Path:
   try:
-    possible = b"\0" not in os.fsencode(text)
-  except UnicodeEncodeError:
-    possible = False
-  if not possible:
-    raise InputError(f"{name} {text!r} cannot be the name of a file")
+    with contextlib.suppress(OSError):
+      os.stat(text)
+  except ValueError:
+    raise InputError(f"{name} {text!r} cannot be the name of a file") from None
   return folder / expanded(text, name)
-
-
-def _value(name: str, value, kind):
-  try:
-    return _converted(value, kind)
-  except (TypeError, OverflowError):
-    raise InputError(f"{name} is {_shown(value)}, wanted {_wanted(kind)}") from None
 
 
 def _converted(value, kind):

@@ -7,6 +7,7 @@ process was killed before it wrote the record.
 import contextlib
 import dataclasses
 import errno
+import functools
 import gc
 import hashlib
 import os
@@ -86,17 +87,13 @@ def run_jobs(
     raise InputError(f"there is no host {index} of {count}; they are numbered from 0")
   path = existing_file(path, "list of jobs").absolute()
   mine = read_jobs(path, defaults, keep_resolution)[index::count]
-  weights, dtype = weights_identity(talker.weights), talker.dtype
+  weights = weights_identity(talker.weights)
   ended, already, todo = [], 0, []
 
   def make(job, stage):
-    records.begin(job.digest(weights))
-
-    def show(name, done, total):
-      if progress:
-        progress(f"{stage}: {name}", done, total)
-
-    return _make(talker, job, job.digest(weights), dtype, show)
+    digest = job.digest(weights)
+    records.begin(digest)
+    return _make(talker, job, digest, lambda name, *counts: progress and progress(f"{stage}: {name}", *counts))
 
   with records_of(path, index, count) as records:
 
@@ -128,22 +125,16 @@ def part_from_hosts() -> None:
   if client is None:
     return
   client.key_value_set(_THROUGH.format(jax.process_index()), "")
-  for host in range(jax.process_count()):
-    # A collective would keep a device busy for hours and ignore Ctrl-C.
-    while not _is_set(client, _THROUGH.format(host)):
-      pass
+  waiting = list(range(jax.process_count()))
+  while waiting:
+    # For a second at a time: a collective would keep a device busy for hours and ignore Ctrl-C.
+    try:
+      client.blocking_key_value_get(_THROUGH.format(waiting[-1]), 1000)
+      waiting.pop()
+    except Exception as error:
+      if "DEADLINE_EXCEEDED" not in str(error):
+        raise
   jax.distributed.shutdown()
-
-
-def _is_set(client, key: str, milliseconds: int = 1000) -> bool:
-  """Whether the hosts' shared store has a key, or gets it within this time."""
-  try:
-    client.blocking_key_value_get(key, milliseconds)
-  except Exception as error:
-    if "DEADLINE_EXCEEDED" not in str(error):
-      raise
-    return False
-  return True
 
 
 def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
@@ -178,19 +169,13 @@ def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
   return 0, None
 
 
-def _make(talker: DiceTalk, job: Job, digest: str, dtype, show) -> tuple[str, ...]:
+def _make(talker: DiceTalk, job: Job, digest: str, show) -> tuple[str, ...]:
   """Makes one video; returns its notes."""
   check_target(job.out)
   remove_partial(job.out)
-  options = {field.name: getattr(job.generation, field.name) for field in dataclasses.fields(job.generation)}
-  # A talker keeps the dtype of its last call.
-  options["dtype"] = options["dtype"] or dtype
   with contextlib.chdir(job.folder):
-    video = talker.generate(job.image, job.audio, job.emotion, **options, progress=show)
-
-  def saving(done, total):
-    show("encoding the video", done, total)
-
+    video = talker.generate(job.image, job.audio, job.emotion, **vars(job.generation), progress=show)
+  saving = functools.partial(show, "encoding the video")
   video.save(job.out, job.keep_resolution, saving, _COMMENT + digest)
   _to_disk(job.out)
   return video.notes
