@@ -15,6 +15,8 @@ from dicetalk_jax.app.uploads import Upload
 from dicetalk_jax.config import GenerationConfig
 from dicetalk_jax.errors import DiceTalkError, InputError
 
+_SETTINGS = {field.name for field in dataclasses.fields(GenerationConfig)}
+
 
 def add_endpoints(handlers: Handlers):
   """Adds /generate, /faces and /emotions to the current Blocks."""
@@ -39,20 +41,10 @@ def add_endpoints(handlers: Handlers):
     image, audio: files. emotion: text as for `dicetalk generate --emotion`, or a clip file. face_box: [x, y, width,
     height] in pixels of the portrait; by default the largest face. Other parameters: as for `dicetalk generate`.
     """
+    # Before other local names: the parameters that are settings.
+    settings = {name: value for name, value in locals().items() if name in _SETTINGS}
     with _errors_shown():
-      config = dataclasses.replace(
-        handlers.defaults,
-        face_box=None if face_box is None else tuple(face_box),
-        crop=crop,
-        size=size,
-        steps=steps,
-        identity_scale=identity_scale,
-        audio_scale=audio_scale,
-        emotion_scale=emotion_scale,
-        bank=bank,
-        interpolate=interpolate,
-        seed=seed,
-      )
+      config = dataclasses.replace(handlers.defaults, **settings | {"face_box": face_box and tuple(face_box)})
       image, audio = _upload(image, "image"), _upload(audio, "audio")
       clip = _upload(emotion, "emotion") if isinstance(emotion, Mapping) else None
       choice = Choice(clip.name, (), clip) if clip else Choice(str(emotion))

@@ -1,14 +1,13 @@
 """The videos of each visitor, on disk so that they survive a reload of the page."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import secrets
 import shutil
-import threading
 import time
 
 import numpy as np
@@ -62,7 +61,6 @@ class Results:
     self.folder.mkdir(parents=True, exist_ok=True)
     self.folder.chmod(0o700)
     self._kept = kept
-    self._lock = threading.Lock()
 
   def add(self, visitor: str, video: Video, inputs=(), progress=None, **facts) -> Result:
     """Writes a video with its record; inputs: uploads to copy beside it. Raises OutputError where the disk is full."""
@@ -86,16 +84,15 @@ class Results:
       record = dataclasses.asdict(result)
       del record["folder"]
       (folder / _RECORD).write_text(json.dumps(record))
-    except (OSError, OutputError) as error:
+    except BaseException as error:
+      shutil.rmtree(folder, ignore_errors=True)
+      if not isinstance(error, OSError | OutputError):
+        raise
       # A visitor cannot use the path of the kept frames.
       why = getattr(error.__cause__ or error, "strerror", None) or "it cannot be written"
       raise OutputError(f"the video cannot be kept on the server: {why}") from error
-    finally:
-      if folder.exists() and not (folder / _RECORD).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-    with self._lock:
-      for old in self._folders(visitor)[self._kept :]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in self._folders(visitor)[self._kept :]:
+      shutil.rmtree(old, ignore_errors=True)
     return result
 
   def of(self, visitor: str) -> list[Result]:
@@ -111,20 +108,18 @@ class Results:
 
   def remove(self, visitor: str):
     """Removes all results of a visitor."""
-    with self._lock:
-      shutil.rmtree(self._of(visitor), ignore_errors=True)
+    shutil.rmtree(self._of(visitor), ignore_errors=True)
 
   def sweep(self, seconds: float):
     """Removes results that are older."""
-    with self._lock:
-      # Only folders named as `_of` and `add` name them: the user may have given a folder with other files.
-      for record in self.folder.glob(f"{'[0-9a-f]' * 32}/{'[0-9]' * 20}-*/{_RECORD}"):
+    # Only folders named as `_of` and `add` name them: the user may have given a folder with other files.
+    for record in self.folder.glob(f"{'[0-9a-f]' * 32}/{'[0-9]' * 20}-*/{_RECORD}"):
+      with contextlib.suppress(FileNotFoundError):
         if time.time() - record.stat().st_mtime > seconds:
           shutil.rmtree(record.parent, ignore_errors=True)
 
   def _folders(self, visitor):
-    place = self._of(visitor)
-    return sorted((place / name for name in os.listdir(place)), reverse=True) if place.is_dir() else []
+    return sorted(self._of(visitor).glob("*"), reverse=True)
 
   def _of(self, visitor: str) -> pathlib.Path:
     # The folder's name is in addresses of videos, the token that lists them is not.
@@ -139,9 +134,7 @@ def is_token(text) -> bool:
 def contact_strip(frames: np.ndarray) -> Image.Image:
   """Frames (n, h, w, 3) in [0, 1] at even intervals, side by side."""
   chosen = frames[np.unique(np.linspace(0, len(frames) - 1, _STRIP_FRAMES).round().astype(int))]
-  height, width = chosen.shape[1:3]
-  size = (max(1, round(width * _STRIP_HEIGHT / height)), _STRIP_HEIGHT)
-  strip = Image.new("RGB", (size[0] * len(chosen), size[1]))
-  for i, frame in enumerate(chosen):
-    strip.paste(Image.fromarray(np.rint(frame * 255).astype(np.uint8)).resize(size), (i * size[0], 0))
-  return strip
+  count, height, width = chosen.shape[:3]
+  # (n, h, w, 3) -> (h, n w, 3)
+  strip = Image.fromarray(np.rint(np.concatenate(chosen, axis=1) * 255).astype(np.uint8))
+  return strip.resize((count * max(1, round(width * _STRIP_HEIGHT / height)), _STRIP_HEIGHT))

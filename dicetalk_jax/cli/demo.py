@@ -35,17 +35,14 @@ def contact_sheet(videos: Mapping[str, np.ndarray], portrait: Image.Image, colum
   videos: name -> frames (n, h, w, 3) in [0, 1].
   """
   height, width = next(iter(videos.values())).shape[1:3]
-  line = 14
-  sheet = Image.new("RGB", ((columns + 1) * width, len(videos) * (height + line)), "white")
-  draw = ImageDraw.Draw(sheet)
-  for row, (name, frames) in enumerate(videos.items()):
-    top = row * (height + line)
-    draw.text((4, top + 1), name, fill="black")
-    sheet.paste(portrait.resize((width, height)), (0, top + line))
-    for column, n in enumerate(np.linspace(0, len(frames) - 1, columns).astype(int)):
-      picture = Image.fromarray(np.rint(255 * frames[n]).astype(np.uint8))
-      sheet.paste(picture, ((column + 1) * width, top + line))
-  return sheet
+  rows = []
+  for name, frames in videos.items():
+    line = Image.new("RGB", ((columns + 1) * width, 14), "white")
+    ImageDraw.Draw(line).text((4, 1), name, fill="black")
+    chosen = np.rint(255 * frames[np.linspace(0, len(frames) - 1, columns).astype(int)]).astype(np.uint8)
+    # (n, h, w, 3) -> (h, n w, 3)
+    rows += [line, np.concatenate([portrait.resize((width, height)), *chosen], axis=1)]
+  return Image.fromarray(np.concatenate(rows))
 
 
 def demo(

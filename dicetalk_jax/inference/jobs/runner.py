@@ -139,34 +139,50 @@ def part_from_hosts() -> None:
 
 def _do(todo: list[Job], weights: str, make, end) -> tuple[int, str | None]:
   """Runs jobs in order; returns the number of jobs left and why."""
-  kind, alike = None, 0
+  last, alike = None, 0
   for place, job in enumerate(todo, start=1):
-    begun = time.monotonic()
-    notes, failure = _attempt(lambda job=job, place=place: make(job, f"job {place} of {len(todo)}"))
-    result = Result(
-      job.line,
-      job.settings["out"],
-      "failed" if failure else "done",
-      failure and failure.error,
-      round(time.monotonic() - begun, 3),
-      job.digest(weights),
-      notes,
-      failure and failure.trace,
-    )
-    if failure is None:
-      kind, alike = None, 0
-    elif failure.kind:
-      # Another folder may still be writable.
-      latest = (failure.kind, job.out.parent if failure.kind == OutputError.__name__ else None)
-      kind, alike = latest, alike + 1 if latest == kind else 1
-    hopeless = failure is not None and (failure.of_all or (failure.kind and alike >= _ALIKE))
+    stage = f"job {place} of {len(todo)}"
+    result, kind, of_all = _attempt(job, job.digest(weights), functools.partial(make, job, stage))
+    if result.status == "done":
+      last, alike = None, 0
+    elif kind:
+      last, alike = kind, alike + 1 if kind == last else 1
+    hopeless = of_all or (kind is not None and alike >= _ALIKE)
     # A full disk takes no record either; the outcome reports that.
     with contextlib.suppress(OutputError) if hopeless else contextlib.nullcontext():
       end(result)
     if hopeless and place < len(todo):
-      why = "every other job would fail as well" if failure.of_all else f"{alike} jobs in a row failed alike"
+      why = "every other job would fail as well" if of_all else f"{alike} jobs in a row failed alike"
       return len(todo) - place, why
   return 0, None
+
+
+def _attempt(job: Job, digest: str, make: Callable[[], tuple[str, ...]]) -> tuple[Result, object, bool]:
+  """Runs a job; returns its result, what equal failures share, and whether every job would fail so.
+
+  None is shared where the job's own inputs are at fault.
+  """
+  begun = time.monotonic()
+  notes, error, kind, of_all, trace = (), None, None, False, None
+  try:
+    notes = make()
+  except InputError as failure:
+    error = str(failure)
+  except DiceTalkError as failure:
+    error, of_all = str(failure), isinstance(failure, WeightsError) or _is_full(failure)
+    # Another folder may still be writable.
+    kind = type(failure), job.out.parent if isinstance(failure, OutputError) else None
+  except Exception as failure:
+    if out_of_memory(failure):
+      error, kind = "the device has too little memory for this; try a smaller size, window or decode_chunk", MemoryError
+    else:
+      kind, trace = type(failure), traceback.format_exc()
+      error = f"{kind.__name__}: {(str(failure).strip().splitlines() or ['nothing'])[0]}"
+  if kind:
+    # A failure may keep device memory in a reference cycle of tracebacks.
+    gc.collect()
+  status, seconds = "done" if error is None else "failed", round(time.monotonic() - begun, 3)
+  return Result(job.line, job.settings["out"], status, error, seconds, digest, notes, trace), kind, of_all
 
 
 def _make(talker: DiceTalk, job: Job, digest: str, show) -> tuple[str, ...]:
@@ -179,36 +195,6 @@ def _make(talker: DiceTalk, job: Job, digest: str, show) -> tuple[str, ...]:
   video.save(job.out, job.keep_resolution, saving, _COMMENT + digest)
   _to_disk(job.out)
   return video.notes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Failure:
-  """kind: equal for equal failures, None where a job's inputs are at fault. of_all: every job would fail so."""
-
-  error: str
-  kind: str | None = None
-  of_all: bool = False
-  trace: str | None = None
-
-
-def _attempt(make: Callable[[], tuple[str, ...]]) -> tuple[tuple[str, ...], _Failure | None]:
-  """The result of `make`, and its failure."""
-  try:
-    return make(), None
-  except InputError as error:
-    return (), _Failure(str(error))
-  except DiceTalkError as error:
-    failure = _Failure(str(error), type(error).__name__, isinstance(error, WeightsError) or _is_full(error))
-  except Exception as error:
-    if out_of_memory(error):
-      sentence = "the device has too little memory for this; try a smaller size, window or decode_chunk"
-      failure = _Failure(sentence, "memory")
-    else:
-      said = (str(error).strip().splitlines() or ["nothing"])[0]
-      failure = _Failure(f"{type(error).__name__}: {said}", type(error).__name__, trace=traceback.format_exc())
-  # A failure may keep device memory in a reference cycle of tracebacks.
-  gc.collect()
-  return (), failure
 
 
 def _is_full(error: BaseException | None) -> bool:
