@@ -21,6 +21,8 @@ _KEPT = (
   *("mode", "label", "strength", "identity_scale", "apart", "audio_scale", "emotion_scale"),
   *("size", "steps", "seed", "interpolate", "crop"),
 )
+# JavaScript of an event whose first input is the browser's storage.
+_WITH_MEMORY = "(_, ...inputs) => [window.dicetalk.memory(), ...inputs]"
 _AGAIN = "Your settings are kept; give portrait and speech again."
 _LOST = f"The server was restarted and the video in progress is lost. {_AGAIN}"
 _RESTARTED = f"The server was restarted. {_AGAIN}"
@@ -309,15 +311,8 @@ def _connect(page, handlers: Handlers, f):
     for outputs in watched(visitor, generation):
       yield (*clear, *outputs)
 
-  made = on(
-    f.generate.click,
-    generate,
-    [f.memory, *form],
-    [*messages, *shown],
-    concurrency_limit=None,
-    js=_with_memory(len(form)),
-  )
-
+  inputs = [f.memory, *form]
+  made = on(f.generate.click, generate, inputs, [*messages, *shown], concurrency_limit=None, js=_WITH_MEMORY)
   # Each video measures the device's speed.
   on(made.then, expect, form, f.expected)
 
@@ -326,7 +321,7 @@ def _connect(page, handlers: Handlers, f):
       if running := handlers.generations.get(visitor_of(memory), generation):
         handlers.generations.cancel(running)
 
-  on(f.cancel.click, cancel, [f.memory, f.generation], concurrency_limit=None, js=_with_memory(1))
+  on(f.cancel.click, cancel, [f.memory, f.generation], concurrency_limit=None, js=_WITH_MEMORY)
   on(f.generation.change, None, f.generation, js="(id) => window.dicetalk.remember(id)")
 
   kept = [getattr(f, name) for name in _KEPT]
@@ -350,7 +345,7 @@ def _connect(page, handlers: Handlers, f):
     for i, outputs in enumerate(watched(visitor, running)):
       yield ("", *outputs) if i or running.over else ("", *outputs[:4], *made)
 
-  on(page.load, resume, f.memory, [f.messages["queue"], *shown], concurrency_limit=None, js=_with_memory(0))
+  on(page.load, resume, f.memory, [f.messages["queue"], *shown], concurrency_limit=None, js=_WITH_MEMORY)
 
   def restore(memory):
     settings = memory.get("settings") if isinstance(memory, dict) else None
@@ -358,22 +353,16 @@ def _connect(page, handlers: Handlers, f):
       return [gr.skip() for _ in kept]
     return [gr.update(value=value) for value in settings]
 
-  on(page.load, restore, f.memory, kept, js=_with_memory(0))
+  on(page.load, restore, f.memory, kept, js=_WITH_MEMORY)
 
   def forget(memory):
     with contextlib.suppress(InputError):
       handlers.results.remove(visitor_of(memory))
     return "", "", gr.update(visible=False)
 
-  on(f.forget.click, forget, f.memory, [f.newest, f.beside, f.forget], js=_with_memory(0))
+  on(f.forget.click, forget, f.memory, [f.newest, f.beside, f.forget], js=_WITH_MEMORY)
 
   def release(request: gr.Request):
     handlers.uploads.release(request.session_hash)
 
   page.unload(release)
-
-
-def _with_memory(others: int) -> str:
-  """JavaScript of an event whose first input is the browser's storage; others: number of further inputs."""
-  names = ", ".join(f"v{i}" for i in range(others))
-  return f"(_{', ' + names if names else ''}) => [window.dicetalk.memory(){', ' + names if names else ''}]"
