@@ -16,7 +16,6 @@ from dicetalk_jax.vocabulary import SAMPLE_RATE
 from dicetalk_jax.world.identity import draw_identity
 from dicetalk_jax.world.parameters import PARAMETERS
 from dicetalk_jax.world.renderer import face_box, render
-from dicetalk_jax.world.sentences import sentences
 from dicetalk_jax.world.speakers import draw_voice
 from dicetalk_jax.world.voice import speak
 
@@ -52,12 +51,6 @@ def draw_speech(text: str, seed: int, folder: pathlib.Path) -> pathlib.Path:
   path = folder / f"voice_{int(seed)}.wav"
   soundfile.write(path, sound, SAMPLE_RATE, subtype="PCM_16")
   return path
-
-
-def some_sentence(seed: int) -> str:
-  """A sentence of the drawn world."""
-  known = sentences("test")
-  return known[_checked(seed) % len(known)]
 
 
 def _checked(seed) -> int:

@@ -9,10 +9,10 @@ import gradio as gr
 
 from dicetalk_jax.app import emotions, views
 from dicetalk_jax.app.api import add_endpoints
-from dicetalk_jax.app.drawn import some_sentence
 from dicetalk_jax.app.handlers import FieldError, Form, Handlers, visitor_of
 from dicetalk_jax.app.uploads import Upload
 from dicetalk_jax.errors import InputError
+from dicetalk_jax.world.sentences import sentences
 
 _FIELDS = ("portrait", "speech", "emotion", "settings", "queue")
 _FILES = ("portrait", "speech", "clip")
@@ -106,7 +106,7 @@ def _speech(f, handlers):
   _message(f, "speech")
   with gr.Row(elem_classes="dt-line"):
     f.sentence = gr.Textbox(
-      some_sentence(0), label="Drawn sentence", lines=2, min_width=180, scale=3, elem_id="sentence"
+      sentences("test")[0], label="Drawn sentence", lines=2, min_width=180, scale=3, elem_id="sentence"
     )
     f.say = gr.Button("Say it", size="sm", min_width=90, elem_id="say")
 

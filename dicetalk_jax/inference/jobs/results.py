@@ -106,7 +106,8 @@ def records_of(jobs: Path, index: int, count: int) -> Iterator[Records]:
   try:
     with lock(path, busy.format(path)):
       digests = {"done": set(), "failed": set()}
-      for other in _all_results(jobs):
+      name = re.compile(re.escape(jobs.stem) + r"\.results(\.\d+-of-\d+)?\.jsonl")
+      for other in sorted(path for path in jobs.parent.iterdir() if name.fullmatch(path.name)):
         text = other.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         if other == path and whole != text:
@@ -114,8 +115,10 @@ def records_of(jobs: Path, index: int, count: int) -> Iterator[Records]:
         if other != path and not other.name.endswith(f"-of-{count}.jsonl"):
           with lock(other, busy.format(other), shared=True):
             pass
-        for record in map(_record, whole.splitlines()):
-          if record.get("status") in digests and isinstance(record.get("digest"), str):
+        for line in whole.splitlines():
+          # A damaged line is no record.
+          with contextlib.suppress(ValueError, TypeError, KeyError):
+            record = json.loads(line)
             digests[record["status"]].add(record["digest"])
       records = Records(path, file, **digests)
       try:
@@ -124,17 +127,3 @@ def records_of(jobs: Path, index: int, count: int) -> Iterator[Records]:
         records.end()
   finally:
     os.close(file)
-
-
-def _all_results(jobs: Path) -> list[Path]:
-  name = re.compile(re.escape(jobs.stem) + r"\.results(\.\d+-of-\d+)?\.jsonl")
-  return sorted(path for path in jobs.parent.iterdir() if name.fullmatch(path.name))
-
-
-def _record(line: bytes) -> dict:
-  """A record; an empty one for an invalid line."""
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return {}
-  return record if isinstance(record, dict) else {}
