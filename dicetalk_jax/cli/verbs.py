@@ -25,22 +25,8 @@ from dicetalk_jax.config import GenerationConfig, load_preset
 from dicetalk_jax.errors import DiceTalkError, out_of_memory
 from dicetalk_jax.parallel.compilation import use_fast_convolutions
 
-_VERBS = {
-  "download": Download,
-  "convert": Convert,
-  "export": Export,
-  "generate": Generate,
-  "data": Data,
-  "train": Train,
-  "plan": Plan,
-  "priors": Priors,
-  "evaluate": Evaluate,
-  "info": Info,
-  "pack": Pack,
-  "widen": Widen,
-  "average": Average,
-  "app": App,
-}
+_CLASSES = (Download, Convert, Export, Generate, Data, Train, Plan, Priors, Evaluate, Info, Pack, Widen, Average, App)
+_VERBS = {verb.__name__.lower(): verb for verb in _CLASSES}
 # The verbs whose defaults come from a preset or from weights, with the arguments that have no default.
 _GENERATING = {"generate": Generate, "evaluate": functools.partial(Evaluate, out=tyro.MISSING, measuring=tyro.MISSING)}
 
