@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dicetalk_jax.models.layers import (
   Downsample,
@@ -291,12 +292,11 @@ def resize_bicubic(image, height, width):
 
 
 def _bicubic_weights(size, new_size, a=-0.75):
-  """The resize of one axis as a matrix (new_size, size)."""
-  position = (jnp.arange(new_size) + 0.5) * size / new_size - 0.5
-  taps = jnp.floor(position)[:, None] + jnp.arange(-1, 3)
-  distance = jnp.abs(position[:, None] - taps)
+  """The resize of one axis as a matrix (new_size, size), a constant of the program in float64's accuracy."""
+  position = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+  taps = np.floor(position)[:, None] + np.arange(-1, 3)
+  distance = np.abs(position[:, None] - taps)
   near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
   far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
-  weights = jnp.where(distance <= 1, near, far)
-  columns = jnp.clip(taps, 0, size - 1).astype(int)
-  return (weights[..., None] * jax.nn.one_hot(columns, size)).sum(axis=1)
+  columns = np.clip(taps, 0, size - 1)[..., None] == np.arange(size)
+  return np.float32((np.where(distance <= 1, near, far)[..., None] * columns).sum(axis=1))

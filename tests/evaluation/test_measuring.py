@@ -75,9 +75,8 @@ def test_drawn_faces_are_people_in_many_moods():
   within = np.abs(pictures[:, :-1] - pictures[:, 1:]).mean()
   assert np.abs(pictures[0] - pictures[1]).mean() > 2 * within > 0
   # The brows of the surprised are up, those of the angry are not.
-  brows = draw_faces(8, 64)
-  inner = brows.truth[..., TRUTH.index("brow_inner")]
-  surprised, angry = (brows.emotion == EMOTIONS.index(name) for name in ("surprised", "angry"))
+  inner = faces.truth[..., TRUTH.index("brow_inner")]
+  surprised, angry = (faces.emotion == EMOTIONS.index(name) for name in ("surprised", "angry"))
   assert inner[surprised].mean() > 0.2 > 0 > inner[angry].mean()
 
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from conftest import config_json, draw, golden, relative_error, stand_in
 from state_dicts import to_flax
+from talkers import stand_in_params
 
 from dicetalk_jax.models.vae import VAE
+from dicetalk_jax.weights.networks import network_shapes
 from dicetalk_jax.weights.release.tables import VAE as TABLE
 
 
 @functools.cache
 def tiny_vae():
-  vae = VAE.from_config(config_json("vae"))
-  images = jax.ShapeDtypeStruct((1, 2, 16, 16, 3), np.float32)
-  target = jax.eval_shape(vae.init, jax.random.key(0), images)["params"]
-  return vae, {"params": to_flax(TABLE, stand_in("vae_tiny"), target)}
+  config = config_json("vae")
+  return VAE.from_config(config), {"params": to_flax(TABLE, stand_in("vae_tiny"), network_shapes("vae", config))}
 
 
 def test_encodes_as_released():
@@ -36,7 +36,9 @@ def test_decodes_as_released():
 
 
 def test_frames_of_a_chunk_are_decoded_together_and_batches_apart():
-  vae, params = tiny_vae()
+  # Two levels of the tiny VAE's four.
+  config = config_json("vae") | {"block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2}
+  vae, params = VAE.from_config(config), {"params": stand_in_params("vae", config)}
   latents = draw("lat", (2, 3, 8, 8, 4))
   decode = jax.jit(functools.partial(vae.apply, method="decode"))
   both = decode(params, latents)

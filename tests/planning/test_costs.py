@@ -40,7 +40,7 @@ def test_products_convolutions_and_loops_are_counted_as_by_hand():
 
 
 def test_a_unet_is_counted_by_its_parts():
-  architecture = small_unet((32, 64))
+  architecture = small_unet((32,))
   module, shapes = build("unet", architecture), network_shapes("unet", architecture)
   inputs = module.example_inputs(batch=2, frames=3, size=8)
   inputs = {name: jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), value) for name, value in inputs.items()}
@@ -65,7 +65,13 @@ def test_a_unet_is_counted_by_its_parts():
   assert 2.5 < plain / flops.total < 3.01
 
 
-def test_the_release_before_any_run():
+@pytest.fixture
+def untraced(monkeypatch):
+  """Training steps are not traced: at full size that takes most of a minute."""
+  monkeypatch.setattr(outline, "gradient_flops", lambda *of: Flops({"U-Net: feed-forward": 1e12}))
+
+
+def test_the_release_before_any_run(untraced):
   config = AdaptationConfig(
     weights="nowhere", networks=RELEASED, batches=DiffusionBatchConfig(batch=1, frames=2), size=64
   )
@@ -83,8 +89,7 @@ def test_the_release_before_any_run():
 
 
 @pytest.mark.parametrize("preset, kind", PRESETS)
-def test_presets_are_foretold_before_there_is_data_or_weights(preset, kind, tmp_path, monkeypatch):
-  monkeypatch.setattr(outline, "gradient_flops", lambda *of: Flops({"U-Net": 1e12}))  # a trace at full size takes long
+def test_presets_are_foretold_before_there_is_data_or_weights(preset, kind, tmp_path, monkeypatch, untraced):
   config = load_preset(pathlib.Path(__file__).parents[2] / "configs" / preset, kind)
   monkeypatch.chdir(tmp_path)
   found = training_costs(config)

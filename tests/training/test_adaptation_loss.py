@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from random_weights import NETWORKS
+from talkers import stand_in_params
 
 from dicetalk_jax.diffusion.conditioning import speech_windows
 from dicetalk_jax.inference.conditions import AUDIO, EMOTION, tabulate, whisper_states
@@ -22,15 +23,19 @@ from dicetalk_jax.training.adaptation_loss import (
   objective,
 )
 from dicetalk_jax.vocabulary import EMOTIONS
+from dicetalk_jax.weights.architectures import small_unet
 from dicetalk_jax.weights.networks import build, network_shapes
 
 CONDITIONS, LEARNING = (AUDIO, EMOTION), ("unet", "audio_projection", "emotion_model", "pose_guider")
 B, FRAMES, SIDE, POSITIONS, STATES, WIDTH = 2, 3, 8, 10, 3, 64
+# A U-Net of one level: its gradient compiles in seconds.
+ARCHITECTURES = NETWORKS | {"unet": small_unet((32,), width=WIDTH)}
+ARCHITECTURES["emotion_model"] = NETWORKS["emotion_model"] | {"mid_features": 32}
 
 
 @functools.cache
 def networks():
-  modules = {name: build(name, NETWORKS[name]) for name in LEARNING}
+  modules = {name: build(name, ARCHITECTURES[name]) for name in LEARNING}
   return modules | {"emotion_embedder": EmotionEmbedder(speech_features=WIDTH, num_layers=1, num_fusion_layers=1)}
 
 
@@ -64,7 +69,7 @@ def params():
   given = batch()
   of_clip = [given[name] for name in ("expression", "expression_mask", "speech", "speech_mask")]
   embedder = jax.eval_shape(networks()["emotion_embedder"].init, jax.random.key(0), *of_clip)["params"]
-  shapes = {name: network_shapes(name, NETWORKS[name]) for name in LEARNING}
+  shapes = {name: network_shapes(name, ARCHITECTURES[name]) for name in LEARNING}
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -97,7 +102,12 @@ def test_classes_are_neutral_and_seven_emotions_at_three_levels():
 
 @functools.cache
 def condition(*visible):
-  return batch_conditions(networks(), CONDITIONS, params(), batch(), np.array(visible))[0]
+  return _conditions(params(), batch(), np.array(visible))[0]
+
+
+@jax.jit
+def _conditions(params, batch, visible):
+  return batch_conditions(networks(), CONDITIONS, params, batch, visible)
 
 
 def test_what_is_dropped_is_what_guidance_subtracts():
@@ -112,7 +122,7 @@ def test_what_is_dropped_is_what_guidance_subtracts():
   audio_tokens, emotion_tokens = dropped.adapter_tokens
   np.testing.assert_allclose(emotion_tokens[1, 0], emotion.unconditional, atol=1e-5)
   encoder = build("audio_encoder", NETWORKS["audio_encoder"])
-  encoder_params = encoder.init(jax.random.key(0), np.zeros((1, 3000, 80), np.float32))["params"]
+  encoder_params = stand_in_params("audio_encoder", NETWORKS["audio_encoder"])
   sound = np.zeros(3200, np.float32)
   states = whisper_states(encoder, encoder_params, sound)
   features = speech_windows(states, 2 * np.arange(2), POSITIONS)
@@ -130,7 +140,7 @@ def test_bank_learning_pulls_code_and_prior_as_equation_17_says():
   def vq(weights):
     return model.apply({"params": weights}, prior, method=type(model).retrieve)[1].vq_loss.mean()
 
-  slope = jax.grad(vq)(weights)["codebook"]
+  slope = jax.jit(jax.grad(vq))(weights)["codebook"]
   fc, codes = weights["codebook"]["fc"], np.asarray(weights["codebook"]["codebook"]["embedding"], np.float64)
   z = prior @ np.asarray(fc["kernel"], np.float64) + np.asarray(fc["bias"])
   nearest = np.square(z[:, None] - codes).sum(-1).argmin(-1)
@@ -197,8 +207,9 @@ def test_the_prior_is_drawn_or_its_mean():
   def run(name, *inputs):
     return networks()[name].apply({"params": params()[name]}, *inputs)
 
-  drawn = [EMOTION.of_batch(run, batch(), key) for key in jax.random.split(jax.random.key(0))]
-  mean = EMOTION.of_batch(run, batch(), None)
+  draw = jax.jit(lambda key: EMOTION.of_batch(run, batch(), key))
+  drawn = [draw(key) for key in jax.random.split(jax.random.key(0))]
+  mean = draw(None)
   assert mean.shape == (B, 1, 256)
   assert all(np.abs(one - other).max() > 1e-3 for one, other in ((*drawn,), (drawn[0], mean)))
 
@@ -218,7 +229,7 @@ def test_without_the_bank_nothing_is_learnt_about_it(conditioning):
 
   tokens, vq = tokens_of(weights)
   assert vq.shape == (2,) and not vq.any()
-  slope = jax.grad(lambda w: tokens_of(w)[0].sum() + tokens_of(w)[0][0, 0, 0])(weights)
+  slope = jax.jit(jax.grad(lambda w: tokens_of(w)[0].sum() + tokens_of(w)[0][0, 0, 0]))(weights)
   assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(slope["codebook"]))
   assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(slope["kv_tokens_linear"]))
   assert ("query" in slope) == (conditioning == "learnable")

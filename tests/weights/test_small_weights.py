@@ -1,8 +1,10 @@
 """The small model inside the package: what it makes of people whom no training has seen."""
 
+import functools
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +26,19 @@ def weights():
   return Weights.open(Weights.bundled())
 
 
+@pytest.fixture(scope="module")
+def image_embeddings(weights):
+  """Pictures -> their embeddings (pictures, width), each of length 1."""
+  params = {"params": weights.load("image_encoder", jnp.float32)}
+  encode = functools.partial(jax.jit(weights.module("image_encoder").apply), params)
+
+  def embed(pictures):
+    embeddings = np.concatenate([encode(clip_pixels(picture)[None]) for picture in pictures])
+    return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+
+  return embed
+
+
 def test_it_is_small_and_whole(weights):
   size = sum(path.stat().st_size for path in weights.folder.rglob("*") if path.is_file())
   assert size <= 20 * 2**20
@@ -33,27 +48,24 @@ def test_it_is_small_and_whole(weights):
   assert weights.generation.size == 128
 
 
-def test_pictures_come_back_and_people_are_told_apart(weights):
+def test_pictures_come_back_and_people_are_told_apart(weights, image_embeddings):
   clips = [draw_clip(unseen(7, person), emotion, 1, "Rain is likely today.") for person, emotion in PEOPLE]
   frames = np.stack([clip.frames[10:11] for clip in clips])
-  vae, params = weights.module("vae"), weights.load("vae", jnp.float32)
-  signed = jnp.asarray(frames.reshape(-1, *frames.shape[2:]), jnp.float32) / 127.5 - 1
-  mean, _ = vae.apply({"params": params}, signed, method="encode")
-  drawn = vae.apply({"params": params}, mean.reshape(*frames.shape[:2], *mean.shape[1:]), method="decode")
-  error = np.square(np.asarray(drawn) - np.asarray(signed).reshape(drawn.shape)).mean((1, 2, 3, 4))
+  vae, params = weights.module("vae"), {"params": weights.load("vae", jnp.float32)}
+  signed = np.float32(frames) / 127.5 - 1
+  mean, _ = jax.jit(functools.partial(vae.apply, method="encode"))(params, signed.reshape(-1, *frames.shape[2:]))
+  drawn = jax.jit(functools.partial(vae.apply, method="decode"))(params, mean[:, None])
+  error = np.square(drawn - signed).mean((1, 2, 3, 4))
   decibels = 10 * np.log10(4 / error)
   # 28.9 to 31.4 dB.
   assert (decibels > 27).all(), decibels
 
-  encoder, params = weights.module("image_encoder"), weights.load("image_encoder", jnp.float32)
-  pixels = np.stack([clip_pixels(clip.frames[10]) for clip in clips])
-  found = np.asarray(encoder.apply({"params": params}, pixels))
-  found = found / np.linalg.norm(found, axis=-1, keepdims=True)
-  alike = found @ found.T - 2 * np.eye(len(found))
+  embeddings = image_embeddings(clip.frames[10] for clip in clips)
+  alike = embeddings @ embeddings.T - 2 * np.eye(len(clips))
   assert alike.argmax(-1).tolist() == [1, 0, 3, 2, 5, 4]
 
 
-def test_a_portrait_speaks_and_stays_the_person(weights):
+def test_a_portrait_speaks_and_stays_the_person(image_embeddings):
   """The image encoder takes what is made for the person; whether emotions are obeyed is for `dicetalk evaluate`."""
   world, talker = World(people=6, seconds=0.32), DiceTalk.load()
   portrait, box = world.portrait(2)
@@ -64,16 +76,9 @@ def test_a_portrait_speaks_and_stays_the_person(weights):
   # Noise would be further off, and a model without an ear for the emotion would make both alike.
   assert all(np.abs(frames - portrait / 255).mean() < 0.12 for frames in made.values())
   assert np.abs(made["happy"] - made["angry"]).mean() > 0.005
-  encoder, params = weights.module("image_encoder"), weights.load("image_encoder", jnp.float32)
-
-  def embedded(pictures):
-    found = np.asarray(encoder.apply({"params": params}, np.stack([clip_pixels(picture) for picture in pictures])))
-    return found / np.linalg.norm(found, axis=-1, keepdims=True)
-
-  gallery = embedded([world.face_at_rest(i) for i in range(6)])
+  gallery = image_embeddings(world.face_at_rest(i) for i in range(6))
   for frames in made.values():
-    found = embedded(np.rint(255 * frames).astype(np.uint8)).mean(0)
-    assert (gallery @ found).argmax() == 2
+    assert (gallery @ image_embeddings(np.rint(255 * frames).astype(np.uint8)).mean(0)).argmax() == 2
 
 
 def test_the_demo_takes_it(tmp_path):
