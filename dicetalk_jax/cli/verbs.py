@@ -55,11 +55,13 @@ def _generation(arguments) -> GenerationConfig:
   """The settings in --config, or those of --weights, or of the weights inside the package."""
   from dicetalk_jax.weights.folder import Weights
 
-  with contextlib.suppress(DiceTalkError, SystemExit):
-    # What cannot be read or parsed is reported later: by the verb, or by tyro.
+  try:
     sources, _ = tyro.cli(_Sources, args=arguments, return_unknown_args=True, add_help=False, console_outputs=False)
-    if sources.config:
-      return load_preset(sources.config, GenerationConfig)
+  except SystemExit:  # reported when the whole line is parsed
+    return GenerationConfig()
+  if sources.config:
+    return load_preset(sources.config, GenerationConfig)
+  with contextlib.suppress(DiceTalkError):  # reported by the verb
     return Weights.open(sources.weights or Weights.bundled()).generation
   return GenerationConfig()
 

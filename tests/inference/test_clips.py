@@ -156,9 +156,9 @@ def test_a_video_talks_with_the_emotion_of_another(tmp_path_factory, files):
 
 def test_an_embedder_of_one_modality_says_what_it_lacks(weights, files, tmp_path):
   video, audio = (ClipEmbedder(with_embedder(weights, tmp_path / name, inputs=name)) for name in ("video", "audio"))
-  with pytest.raises(InputError, match=r"voice\.wav has no expression coefficients, and that is what this"):
+  with pytest.raises(InputError, match=r"voice\.wav has no expression coefficients, which this emotion embedder needs"):
     video.prior(files / "voice.wav")
-  with pytest.raises(InputError, match=r"a\.mat has no sound, and that is what this emotion embedder takes"):
+  with pytest.raises(InputError, match=r"a\.mat has no sound, which this emotion embedder needs"):
     audio.prior(files / "a.mat")
   audio.prior(files / "bare.mp4")
   assert audio.notes == []
@@ -172,7 +172,7 @@ def test_an_embedder_of_one_modality_says_what_it_lacks(weights, files, tmp_path
 
 def test_weights_that_cannot_tell_the_emotion_say_so(tmp_path_factory, weights, tmp_path):
   small = Weights.open(small_weights(tmp_path_factory))
-  with pytest.raises(WeightsError, match="has no emotion_embedder, which tells the emotion of a clip; train one with"):
+  with pytest.raises(WeightsError, match="has no emotion_embedder, which the emotion of a clip needs; train one with"):
     ClipEmbedder(small)
   for clip in (SPEECH, perform(1, "sad", 2, "She is here.")):
     with pytest.raises(InputError, match="needs an emotion embedder in the weights, and these weights have none"):
