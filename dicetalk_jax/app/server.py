@@ -5,6 +5,7 @@ import ipaddress
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def serve(
   MissingDependencyError without Gradio.
   """
   pair = check_address(host, port, auth)
+  _check_free(host, port)
   # Before Gradio is imported: no analytics, and uploads in the folder that is removed.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   with tempfile.TemporaryDirectory(prefix=f"dicetalk-app-{os.getpid()}-") as place, contextlib.ExitStack() as stack:
@@ -79,41 +81,49 @@ def serve(
     generations = Generations(talker, kept, uploads, estimator, limits.max_waiting, command)
     stack.callback(generations.close)
     page = build(Handlers(talker, limits, uploads, kept, generations, estimator, defaults))
-    try:
-      _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        auth=pair,
-        auth_message="dicetalk",
-        max_file_size=limits.upload_bytes,
-        allowed_paths=[str(kept.folder)],
-        max_threads=100,
-        prevent_thread_lock=True,
-        share=False,
-        run_history=False,
-        ssr_mode=False,
-        quiet=True,
-        enable_monitoring=False,
-        footer_links=["api", "settings"],
-        # System fonts: nothing is fetched from other servers.
-        theme=gr.themes.Base(
-          primary_hue=gr.themes.colors.indigo,
-          neutral_hue=gr.themes.colors.slate,
-          font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
-          font_mono=("ui-monospace", "Menlo", "monospace"),
-        ),
-        css=asset("page.css"),
-        head=f"<script>window.dicetalkLimit = {{bytes: {limits.upload_bytes}}};{asset('page.js')}</script>",
-      )
-    except OSError as error:
-      why = "it is in use, or not an address of this machine; try another --port"
-      raise InputError(f"{host}:{port} cannot be used: {why}") from error
+    _, address, _ = page.launch(
+      server_name=host,
+      server_port=port,
+      auth=pair,
+      auth_message="dicetalk",
+      max_file_size=limits.upload_bytes,
+      allowed_paths=[str(kept.folder)],
+      max_threads=100,
+      prevent_thread_lock=True,
+      share=False,
+      run_history=False,
+      ssr_mode=False,
+      quiet=True,
+      enable_monitoring=False,
+      footer_links=["api", "settings"],
+      # System fonts: nothing is fetched from other servers.
+      theme=gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.slate,
+        font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
+        font_mono=("ui-monospace", "Menlo", "monospace"),
+      ),
+      css=asset("page.css"),
+      head=f"<script>window.dicetalkLimit = {{bytes: {limits.upload_bytes}}};{asset('page.js')}</script>",
+    )
     stack.callback(page.close, verbose=False)
     say(address)
     while True:
       time.sleep(_SWEEP_SECONDS)
       uploads.sweep()
       kept.sweep(_RESULT_SECONDS)
+
+
+def _check_free(host: str, port: int):
+  """InputError for an address that cannot be bound: Gradio would only say so in another thread."""
+  try:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      probe.bind(address)
+  except OSError as error:
+    why = "it is in use, or not an address of this machine; try another --port"
+    raise InputError(f"{host}:{port} cannot be used: {why}") from error
 
 
 def remove_abandoned(folder: pathlib.Path):

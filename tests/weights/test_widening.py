@@ -89,5 +89,5 @@ def test_weights_without_a_unet_are_refused(tmp_path):
   config = NETWORKS["pose_guider"]
   params = {"pose_guider": stand_in_params("pose_guider", config)}
   weights = Weights.save(tmp_path / "pose", params, {"networks": {"pose_guider": config}})
-  with pytest.raises(WeightsError, match="holds no unet"):
+  with pytest.raises(WeightsError, match="has no unet"):
     widen(weights, tmp_path / "out")

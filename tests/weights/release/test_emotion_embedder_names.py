@@ -84,7 +84,7 @@ def test_a_release_whose_embedder_lacks_its_sizes_or_has_others_is_refused(tmp_p
     (tmp_path / "own" / "DICE-Talk" / name).rename(source / "DICE-Talk" / name)
   described = source / "DICE-Talk" / "emotion_embedder.json"
   for config, words in (
-    (EMBEDDER | {"mlp": 48}, r"linear1\.bias' has shape \(32,\).*wants \(48,\)"),
+    (EMBEDDER | {"mlp": 48}, r"linear1\.bias' has shape \(32,\).*has \(48,\)"),
     (EMBEDDER | {"num_heads": 3}, "emotion_embedder.json"),
     (EMBEDDER | {"inputs": "smell"}, "inputs is 'smell'"),
     (EMBEDDER | {"gender": 2}, "asks for gender"),
