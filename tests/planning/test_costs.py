@@ -100,5 +100,14 @@ def test_presets_are_foretold_before_there_is_data_or_weights(preset, kind, tmp_
     training_costs(config)
 
 
+@pytest.mark.slow
+def test_the_step_of_the_release_is_traced_at_full_size():
+  preset = pathlib.Path(__file__).parents[2] / "configs" / "adaptation_512.py"
+  flops = training_costs(load_preset(preset, AdaptationConfig)).flops
+  # 677 TFLOP a step; the U-Net does nearly all of it.
+  assert 5e14 < flops.total < 9e14
+  assert sum(count for name, count in flops.groups.items() if name.startswith("U-Net")) > 0.98 * flops.total
+
+
 def test_the_peak_of_a_cpu_is_what_it_multiplies():
   assert 1e9 < peak_flops(jnp.float32) < 1e14
